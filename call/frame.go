@@ -1,0 +1,337 @@
+package call
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/backstay/backstay/outcome"
+)
+
+// Chain is the identity of layers that work together. A frame belongs to the
+// chain it was pushed for, and only that chain's members use it.
+type Chain struct{ members []any }
+
+// NewChain returns the chain of the given layers. Members are compared with ==
+// and so must be comparable; pointers are.
+func NewChain(members ...any) *Chain { return &Chain{members: slices.Clone(members)} }
+
+// Len returns the number of members.
+func (c *Chain) Len() int {
+	if c == nil {
+		return 0
+	}
+	return len(c.members)
+}
+
+func (c *Chain) has(member any) bool {
+	for _, m := range c.members {
+		if m == member {
+			return true
+		}
+	}
+	return false
+}
+
+// Info is what an entry knows of its call when it pushes a frame.
+type Info struct {
+	// Service is the logical name that the call goes to.
+	Service string
+	// Route is the pattern that the call matched, or empty.
+	Route string
+	// Method and Path say what was asked. Path bears no query: queries hold
+	// secrets.
+	Method, Path string
+	// Start is when the call began.
+	Start time.Time
+}
+
+// Frame is one call in flight and its attempts. A frame is used by one attempt
+// at a time; what reads it from other goroutines goes through a [Log].
+type Frame struct {
+	info  Info
+	chain *Chain
+	log   *Log // nil: nobody but the call's own goroutine looks
+
+	mu       sync.Mutex // held only when log is not nil
+	attempts []Attempt
+	first    [1]Attempt // where attempts starts: most calls need no more
+	refused  []Refusal  // of the attempt that has not begun yet
+	slept    time.Duration
+	cache    string
+	end      time.Time
+	status   int
+	err      error
+
+	deadline       time.Time
+	attemptTimeout time.Duration
+	retrying       bool
+
+	answer   any
+	outcome  outcome.Outcome
+	answered bool
+}
+
+// frameContext is the frame and the context that carries it, in one allocation.
+type frameContext struct {
+	context.Context //nolint:containedctx // it is a context
+	frame           Frame
+}
+
+type frameKey struct{}
+
+func (c *frameContext) Value(key any) any {
+	if key == (frameKey{}) {
+		return &c.frame
+	}
+	return c.Context.Value(key)
+}
+
+// Push returns a context with a fresh frame for one call of the chain.
+func Push(ctx context.Context, chain *Chain, info Info) (context.Context, *Frame) {
+	c := &frameContext{Context: ctx}
+	f := &c.frame
+	f.info, f.chain = info, chain
+	f.attempts = f.first[:0]
+	if f.log = logOf(ctx); f.log != nil {
+		f.log.add(f)
+	}
+	return c, f
+}
+
+// Join returns the innermost frame of ctx if it was pushed for a chain that
+// member belongs to, or else nil.
+func Join(ctx context.Context, member any) *Frame {
+	f, _ := ctx.Value(frameKey{}).(*Frame)
+	if f == nil || !f.chain.has(member) {
+		return nil
+	}
+	return f
+}
+
+// lock guards a frame that others look at. Without a log there are none, and
+// the success path saves the locks.
+func (f *Frame) lock() {
+	if f.log != nil {
+		f.mu.Lock()
+	}
+}
+
+func (f *Frame) unlock() {
+	if f.log != nil {
+		f.mu.Unlock()
+	}
+}
+
+// Service returns the call's service, or "".
+func (f *Frame) Service() string {
+	if f == nil {
+		return ""
+	}
+	return f.info.Service
+}
+
+// Route returns the pattern that the call matched, or "".
+func (f *Frame) Route() string {
+	if f == nil {
+		return ""
+	}
+	return f.info.Route
+}
+
+// SetDeadline sets when the call, with all its attempts, must be over. It is a
+// number and not a context: ctx.Deadline() stays the caller's, and the layer
+// that sends an attempt enforces the nearer bound with one timer.
+func (f *Frame) SetDeadline(t time.Time) {
+	if f != nil {
+		f.deadline = t
+	}
+}
+
+// Deadline returns the call's deadline; zero if there is none of ours.
+func (f *Frame) Deadline() time.Time {
+	if f == nil {
+		return time.Time{}
+	}
+	return f.deadline
+}
+
+// Start returns when the call began.
+func (f *Frame) Start() time.Time {
+	if f == nil {
+		return time.Time{}
+	}
+	return f.info.Start
+}
+
+// SetAttemptTimeout sets how long one attempt may take from the request written
+// to the response's headers; 0 or less is no limit. The innermost layer that
+// sends attempts enforces it.
+func (f *Frame) SetAttemptTimeout(d time.Duration) {
+	if f != nil {
+		f.attemptTimeout = max(d, 0)
+	}
+}
+
+// AttemptTimeout returns what SetAttemptTimeout set; 0 is no limit.
+func (f *Frame) AttemptTimeout() time.Duration {
+	if f == nil {
+		return 0
+	}
+	return f.attemptTimeout
+}
+
+// BeginRetries reports whether the caller is the layer that makes this call's
+// attempts. It answers true once per frame: a retry below another one in the
+// same chain makes a single attempt, so that they never multiply.
+func (f *Frame) BeginRetries() bool {
+	if f == nil {
+		return true
+	}
+	was := f.retrying
+	f.retrying = true
+	return !was
+}
+
+// Slept notes that the next attempt waited for d first.
+func (f *Frame) Slept(d time.Duration) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	f.slept += d
+	f.unlock()
+}
+
+// Attempts returns how many attempts have been sent so far.
+func (f *Frame) Attempts() int {
+	if f == nil {
+		return 0
+	}
+	f.lock()
+	defer f.unlock()
+	return len(f.attempts)
+}
+
+// Tried reports whether an attempt of this call has been sent to node.
+func (f *Frame) Tried(node any) bool {
+	if f == nil {
+		return false
+	}
+	f.lock()
+	defer f.unlock()
+	for i := range f.attempts {
+		if f.attempts[i].key == node {
+			return true
+		}
+	}
+	return false
+}
+
+// Refused notes that a node, or a layer, refused the attempt that is about to
+// be made. by names what refused: "breaker", "concurrency", …
+func (f *Frame) Refused(node, by string, err error) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	f.refused = append(f.refused, Refusal{Node: node, By: by, Err: err})
+	f.unlock()
+}
+
+// Send notes that an attempt is now being sent to a node: its identity (key,
+// compared by Tried), its name and its address. Any of them may be empty where
+// there is no balancer. It returns the attempt's index for Ended.
+func (f *Frame) Send(now time.Time, key any, node, addr string) int {
+	if f == nil {
+		return 0
+	}
+	f.lock()
+	i := len(f.attempts)
+	f.attempts = append(f.attempts, Attempt{
+		Node: node, Addr: addr, Start: now, Slept: f.slept, Refusals: f.refused, key: key,
+	})
+	f.slept, f.refused = 0, nil
+	f.answered, f.answer = false, nil
+	f.unlock()
+	return i
+}
+
+// Answered notes the end of the current attempt: its response's headers
+// (answer, usually a *http.Response, and its status) or an error (answer nil,
+// the outcome bearing it). It is how the innermost layer tells the outer ones
+// what it made of the answer: see Outcome.
+func (f *Frame) Answered(now time.Time, answer any, status int, o outcome.Outcome) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	if n := len(f.attempts); n > 0 {
+		a := &f.attempts[n-1]
+		a.Headers, a.Status, a.Outcome = now.Sub(a.Start), status, o
+	}
+	f.answer, f.outcome, f.answered = answer, o, true
+	f.unlock()
+}
+
+// Outcome returns what the innermost layer made of an answer, which is either a
+// response or an error. It returns false if nobody has classified this very
+// answer: then the layer must do it itself.
+func (f *Frame) Outcome(answer any, err error) (outcome.Outcome, bool) {
+	if f == nil || !f.answered {
+		return outcome.Outcome{}, false
+	}
+	if err != nil {
+		return f.outcome, f.answer == nil && sameError(f.outcome.Err, err)
+	}
+	return f.outcome, answer != nil && f.answer == answer
+}
+
+// sameError is a == b where that does not panic: errors need not be comparable.
+func sameError(a, b error) bool {
+	if a == nil || b == nil {
+		return false
+	}
+	t := reflect.TypeOf(a)
+	return t == reflect.TypeOf(b) && t.Comparable() && a == b
+}
+
+// Ended notes that the body of attempt i has come to its end, or broken with
+// the outcome's error.
+func (f *Frame) Ended(now time.Time, i int, o outcome.Outcome) {
+	if f == nil || f.log == nil {
+		return // bodies end on any goroutine: without a log there is no lock
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i < len(f.attempts) {
+		a := &f.attempts[i]
+		a.Total = now.Sub(a.Start)
+		if o.Class != outcome.Success {
+			a.Outcome = o
+		}
+	}
+}
+
+// SetCache notes what the cache did: "hit", "miss", "stale", …
+func (f *Frame) SetCache(result string) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	f.cache = result
+	f.unlock()
+}
+
+// Finish notes the end of the call: what the caller gets. It returns the call's
+// record as it stands.
+func (f *Frame) Finish(now time.Time, status int, err error) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	f.end, f.status, f.err = now, status, err
+	f.unlock()
+}

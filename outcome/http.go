@@ -1,0 +1,134 @@
+package outcome
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// Classifier decides how an HTTP attempt ended. It gets the request as the
+// caller's context sees it, and either the response (its headers; the body must
+// not be touched) or the error. It must be safe for concurrent use and must not
+// block.
+//
+// A nil Classifier means [HTTP]. A custom one usually decides its own cases and
+// returns HTTP(req, resp, err) for the rest.
+type Classifier func(req *http.Request, resp *http.Response, err error) Outcome
+
+// Classify calls c, or [HTTP] if c is nil.
+func (c Classifier) Classify(req *http.Request, resp *http.Response, err error) Outcome {
+	if c == nil {
+		return HTTP(req, resp, err)
+	}
+	return c(req, resp, err)
+}
+
+// StatusError is the error of an outcome whose failing answer was an HTTP
+// response with this status.
+type StatusError int
+
+// Error returns the code and its text, such as "503 Service Unavailable".
+func (e StatusError) Error() string {
+	return strconv.Itoa(int(e)) + " " + http.StatusText(int(e))
+}
+
+// HTTP classifies an HTTP attempt by the package's table. The response decides
+// if there is one, even if the caller's context has ended meanwhile. A response
+// that bears x-envoy-overloaded or x-envoy-ratelimited is not to be retried.
+func HTTP(req *http.Request, resp *http.Response, err error) Outcome {
+	if err != nil || resp == nil {
+		return httpError(req, err)
+	}
+	status := resp.StatusCode
+	if status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout {
+		return Outcome{}
+	}
+	var o Outcome
+	switch status {
+	case http.StatusNotImplemented:
+		return Outcome{}
+	case http.StatusTooManyRequests:
+		o.Class, o.Retry = Throttled, IfIdempotent
+		o.After, _ = ParseRetryAfter(resp.Header)
+	case http.StatusServiceUnavailable:
+		var asked bool
+		o.Class, o.Retry = Failure, IfIdempotent
+		if o.After, asked = ParseRetryAfter(resp.Header); asked {
+			o.Class = Throttled
+		}
+	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout:
+		o.Class, o.Retry = Failure, IfIdempotent
+	default:
+		o.Class = Failure
+	}
+	if resp.Header["X-Envoy-Overloaded"] != nil || resp.Header["X-Envoy-Ratelimited"] != nil {
+		o.Retry = Never
+	}
+	o.Err = StatusError(status)
+	return o
+}
+
+func httpError(req *http.Request, err error) Outcome {
+	if err == nil {
+		err = errNoResponse
+	}
+	if req != nil {
+		// net/http hands on the cause of a cancelled context, which may be any
+		// error of the caller's: it is the caller that speaks, not the peer.
+		ctx := req.Context()
+		if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) && !ourTimeout(err) {
+			return Outcome{Class: Neutral, Err: err}
+		}
+		if !wellFormed(req) {
+			return Outcome{Class: Neutral, Err: err}
+		}
+	}
+	return ofError(err)
+}
+
+var errNoResponse = errors.New("backstay: the transport returned neither a response nor an error")
+
+func ourTimeout(err error) bool {
+	var timeout *TimeoutError
+	return errors.As(err, &timeout)
+}
+
+// schemeMismatch reports whether the server spoke HTTP where HTTPS was asked.
+func schemeMismatch(err error) bool { return errors.Is(err, http.ErrSchemeMismatch) }
+
+// wellFormed reports whether net/http would try to send req at all. Its own
+// refusals are untyped errors, and to classify them by their text is out of the
+// question, so the checks are made again: only after an error, never on the way.
+func wellFormed(req *http.Request) bool {
+	if req.URL == nil || req.URL.Host == "" || (req.URL.Scheme != "http" && req.URL.Scheme != "https") {
+		return false
+	}
+	if req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method) {
+		return false // a method is a token, as a field name is
+	}
+	for name, values := range req.Header {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return false
+		}
+		for _, v := range values {
+			if !httpguts.ValidHeaderFieldValue(v) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Idempotent reports whether req may be repeated: by its method (GET, HEAD,
+// OPTIONS, TRACE, PUT, DELETE: RFC 9110 §9.2.2), or because it bears an
+// Idempotency-Key or X-Idempotency-Key, as net/http itself has it.
+func Idempotent(req *http.Request) bool {
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil
+}
