@@ -26,7 +26,13 @@ func (c *Chain) Len() int {
 	return len(c.members)
 }
 
+// Members returns the members.
+func (c *Chain) Members() []any { return slices.Clone(c.members) }
+
 func (c *Chain) has(member any) bool {
+	if c == nil {
+		return false
+	}
 	for _, m := range c.members {
 		if m == member {
 			return true
@@ -53,6 +59,7 @@ type Info struct {
 type Frame struct {
 	info  Info
 	chain *Chain
+	entry any  // the layer that Enter pushed it for; nil if it was Push
 	log   *Log // nil: nobody but the call's own goroutine looks
 
 	mu       sync.Mutex // held only when log is not nil
@@ -68,6 +75,8 @@ type Frame struct {
 	deadline       time.Time
 	attemptTimeout time.Duration
 	retrying       bool
+	latencyNeutral bool
+	others         bool
 
 	answer   any
 	outcome  outcome.Outcome
@@ -229,6 +238,45 @@ func (f *Frame) Tried(node any) bool {
 	}
 	return false
 }
+
+// TriedNodes returns the identities of the nodes that attempts of this call have
+// been sent to.
+func (f *Frame) TriedNodes() []any {
+	if f == nil {
+		return nil
+	}
+	f.lock()
+	defer f.unlock()
+	var keys []any
+	for i := range f.attempts {
+		if key := f.attempts[i].key; key != nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// SetOthers notes whether there is a node that this call has not been sent to.
+// The layer that chooses nodes says so when an attempt has failed.
+func (f *Frame) SetOthers(others bool) {
+	if f != nil {
+		f.others = others
+	}
+}
+
+// Others returns what SetOthers set: whether another attempt would have a node
+// to go to that has not been tried.
+func (f *Frame) Others() bool { return f != nil && f.others }
+
+// SetLatencyNeutral keeps the call's latency from counting: for long polls.
+func (f *Frame) SetLatencyNeutral(neutral bool) {
+	if f != nil {
+		f.latencyNeutral = neutral
+	}
+}
+
+// LatencyNeutral returns what SetLatencyNeutral set.
+func (f *Frame) LatencyNeutral() bool { return f != nil && f.latencyNeutral }
 
 // Refused notes that a node, or a layer, refused the attempt that is about to
 // be made. by names what refused: "breaker", "concurrency", …

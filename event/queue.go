@@ -46,17 +46,23 @@ func (q *Queue) Flush() {
 	}
 	q.delivering = true
 	q.mu.Unlock()
-	defer func() { // runs also when an observer ends this goroutine
+	done := false
+	defer func() {
+		if done {
+			return // another goroutine may be delivering by now
+		}
+		// An observer ends this goroutine: the others' events go on without it.
 		q.mu.Lock()
 		q.delivering = false
 		q.mu.Unlock()
+		q.Flush()
 	}()
 	for {
 		q.mu.Lock()
 		if len(q.pending) == 0 {
 			// Under the lock, so that nobody adds between this look and the
 			// end of the delivery and finds it still going on.
-			q.delivering = false
+			q.delivering, done = false, true
 			q.pending = nil
 			q.mu.Unlock()
 			return

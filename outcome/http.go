@@ -82,6 +82,9 @@ func httpError(req *http.Request, err error) Outcome {
 		if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) && !ourTimeout(err) {
 			return Outcome{Class: Neutral, Err: err}
 		}
+		if cancelled(req) && !ourTimeout(err) {
+			return Outcome{Class: Neutral, Err: err}
+		}
 		if !wellFormed(req) {
 			return Outcome{Class: Neutral, Err: err}
 		}
@@ -94,6 +97,18 @@ var errNoResponse = errors.New("backstay: the transport returned neither a respo
 func ourTimeout(err error) bool {
 	var timeout *TimeoutError
 	return errors.As(err, &timeout)
+}
+
+// cancelled reports whether the caller's Request.Cancel is closed, which is also
+// how http.Client ends a request at its Timeout. net/http's error for it has no
+// type.
+func cancelled(req *http.Request) bool {
+	select {
+	case <-req.Cancel: //nolint:staticcheck // deprecated, and still in use
+		return true
+	default:
+		return false
+	}
 }
 
 // schemeMismatch reports whether the server spoke HTTP where HTTPS was asked.

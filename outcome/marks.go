@@ -10,6 +10,9 @@ import (
 // refused the call and the peer did not: an open breaker, a full limit, an
 // exhausted rate. It looks for a method Refused() bool.
 func Refused(err error) bool {
+	if err == nil {
+		return false
+	}
 	var mark interface{ Refused() bool }
 	return errors.As(err, &mark) && mark.Refused()
 }
@@ -19,9 +22,12 @@ func Refused(err error) bool {
 // may be tried again. It looks for a method NotSent() bool, and knows the
 // errors of failed dials and name look-ups.
 func NotSent(err error) bool {
+	if err == nil {
+		return false
+	}
 	var mark interface{ NotSent() bool }
-	if errors.As(err, &mark) && mark.NotSent() {
-		return true
+	if errors.As(err, &mark) {
+		return mark.NotSent() // it knows more than what it wraps
 	}
 	return dialFailed(err)
 }
@@ -30,6 +36,9 @@ func NotSent(err error) bool {
 // an error it wraps knows. It looks for a method RetryAfterHint() time.Duration
 // whose result is positive.
 func RetryAfter(err error) (time.Duration, bool) {
+	if err == nil {
+		return 0, false
+	}
 	var mark interface{ RetryAfterHint() time.Duration }
 	if !errors.As(err, &mark) {
 		return 0, false
