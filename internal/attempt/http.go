@@ -1,0 +1,189 @@
+package attempt
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/backstay/backstay/internal/clock"
+)
+
+// Request returns a shallow copy of req that is sent as this attempt: under the
+// attempt's context and with Body and GetBody watched. req stays as it is.
+func (a *Attempt) Request(req *http.Request) *http.Request {
+	return a.RequestWith(req, req.Body, req.GetBody)
+}
+
+// RequestWith is Request with a body of its own, for attempts after the first.
+func (a *Attempt) RequestWith(
+	req *http.Request, body io.ReadCloser, getBody func() (io.ReadCloser, error),
+) *http.Request {
+	r := req.WithContext(a.Context())
+	r.Body, r.GetBody = a.Body(body), getBody
+	if getBody != nil && body != nil && body != http.NoBody {
+		// net/http sends a request again by itself when a kept connection
+		// turns out to be dead: that upload makes progress too.
+		r.GetBody = func() (io.ReadCloser, error) {
+			rc, err := getBody()
+			if err != nil {
+				return nil, err
+			}
+			return a.Body(rc), nil
+		}
+	}
+	return r
+}
+
+// Body returns the request body rc, watched: each Read that returns starts the
+// attempt's timeout again, while one is under way the timeout does not run (it
+// is the caller's reader that takes its time), and an error it returns is kept
+// for Error. Nil and http.NoBody are returned as they are.
+func (a *Attempt) Body(rc io.ReadCloser) io.ReadCloser {
+	if rc == nil || rc == http.NoBody {
+		return rc
+	}
+	u := &a.up
+	if u.a != nil { // the first is still somebody's
+		u = new(upload)
+	}
+	u.a, u.rc = a, rc
+	return u
+}
+
+// upload is a watched request body.
+type upload struct {
+	a      *Attempt
+	rc     io.ReadCloser
+	closed atomic.Bool
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	u.a.reading.Add(1)
+	n, err := u.rc.Read(p)
+	u.a.Restart(clock.Now())
+	u.a.reading.Add(-1)
+	if err != nil && err != io.EOF {
+		u.a.bodyFailed(u, err)
+	}
+	return n, err
+}
+
+// Close closes the caller's body once, however often a transport does.
+func (u *upload) Close() error {
+	if u.closed.Swap(true) {
+		return nil
+	}
+	return u.rc.Close()
+}
+
+// bodyFailed keeps the error of the caller's body, unless it only says that the
+// transport has closed the body, or that we have ended the attempt.
+func (a *Attempt) bodyFailed(u *upload, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.bodyErr == nil && a.timeout == nil && !a.released && !u.closed.Load() {
+		a.bodyErr = err
+	}
+}
+
+// ErrClosed is what an [Ender] gets when the body was closed before its end:
+// the caller had enough, which says nothing bad about the peer.
+var ErrClosed = errors.New("attempt: the response's body was closed before its end")
+
+// Ender is told how the response's body ended: nil for a clean end, [ErrClosed],
+// or the error that broke it. It is called exactly once, on the goroutine that
+// reads or closes the body, after the attempt's context has been released.
+type Ender interface {
+	Ended(err error)
+}
+
+// Wrap returns body as the attempt's: at its end, its Close or its failure the
+// context is released and then end is told, which may be nil. A failure that our
+// own bound brought about reads as the *outcome.TimeoutError.
+//
+// A body that can be written to, as that of a 101 response, stays so; it is a
+// connection that the caller takes over, and no bound of ours cuts it any more.
+// A body that is nil or http.NoBody is returned as it is, and has ended.
+func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
+	a.body, a.ender = body, end
+	if body == nil || body == http.NoBody {
+		a.finish(nil)
+		return body
+	}
+	if !a.bounded && end == nil {
+		return body
+	}
+	if _, ok := body.(io.Writer); ok {
+		a.mu.Lock()
+		a.limits = Limits{}
+		if a.timer != nil {
+			a.timer.Stop()
+		}
+		a.mu.Unlock()
+		return (*upgradedBody)(a)
+	}
+	return (*responseBody)(a)
+}
+
+// finish ends the attempt, the first time it is called.
+func (a *Attempt) finish(err error) {
+	if a.finished.CompareAndSwap(false, true) {
+		a.tell(err)
+	}
+}
+
+func (a *Attempt) tell(err error) {
+	a.End()
+	if a.ender != nil {
+		a.ender.Ended(err)
+	}
+}
+
+// responseBody is the attempt as its response's body.
+type responseBody Attempt
+
+func (b *responseBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	a := (*Attempt)(b)
+	if err == io.EOF { //nolint:errorlint // io.Reader's contract is identity
+		a.finish(nil)
+		return n, err
+	}
+	err = a.Error(err)
+	a.finish(err)
+	return n, err
+}
+
+// Close may be called while a Read is blocked. The Read's error is then of our
+// own making, so the end is claimed before the body is closed.
+func (b *responseBody) Close() error {
+	a := (*Attempt)(b)
+	if a.finished.CompareAndSwap(false, true) {
+		// Only after the body: a transport that sees the context end first
+		// throws away a connection that it could have kept.
+		defer a.tell(ErrClosed)
+	}
+	return b.body.Close()
+}
+
+// upgradedBody is the attempt as the body of a 101 response.
+type upgradedBody Attempt
+
+func (b *upgradedBody) Read(p []byte) (int, error) { return (*responseBody)(b).Read(p) }
+func (b *upgradedBody) Close() error               { return (*responseBody)(b).Close() }
+func (b *upgradedBody) Write(p []byte) (int, error) {
+	return b.body.(io.Writer).Write(p) //nolint:errcheck // Wrap has looked
+}
+
+// CloseWrite is net/http's own addition, for connections that can be half closed.
+func (b *upgradedBody) CloseWrite() error {
+	if half, ok := b.body.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return fmt.Errorf("attempt: CloseWrite: %w", http.ErrNotSupported)
+}
