@@ -16,6 +16,14 @@
 // good set on failure, a grace for empty sets and a merge window. The balancer
 // supervises every resolver it is given.
 //
+// Three rules hold everywhere. A yield is the whole set, never a change to it.
+// A failure is not an empty set: whatever goes wrong, the set before holds. And
+// what a watch holds – goroutines, timers, sockets – ends with its loop or its
+// context.
+//
+// A name that cannot be found or resolved is a [*ResolveError] around
+// [ErrNotFound], [ErrNoEndpoints] or what the source met with.
+//
 // The package imports nothing of Backstay's; anything that can list addresses
 // can be a Resolver.
 package discovery
@@ -83,10 +91,13 @@ type Set struct {
 	// TTL is how long the source vouches for the set; 0 if it does not say.
 	// DNS fills it from its records.
 	TTL time.Duration
+	// Authoritative means that the source is sure of the set even if it is
+	// empty: [Supervise] then passes it on without a grace.
+	Authoritative bool
 }
 
-// Equal reports whether s and o hold the same endpoints in the same order. The
-// TTL does not count.
+// Equal reports whether s and o hold the same endpoints in the same order.
+// TTL and Authoritative do not count.
 func (s Set) Equal(o Set) bool {
 	return slices.EqualFunc(s.Endpoints, o.Endpoints, Endpoint.Equal)
 }
@@ -95,11 +106,12 @@ func (s Set) Equal(o Set) bool {
 //
 // Watch yields the service's whole set first and whenever it changes. An error
 // yield means that the source could not be asked: the set before keeps holding,
-// and the watch goes on or ends as the source sees fit. It is up to the
-// implementation whether equal sets are yielded again. Leaving the loop or
-// ending ctx ends the watch and frees everything it holds; there is no Close.
-// Watch must not yield after ctx has ended, and must not return before unless
-// it cannot go on: whoever supervises it starts it again.
+// and the watch goes on or ends as the source sees fit. (A [Warning] is the one
+// error that puts no set in doubt.) It is up to the implementation whether equal
+// sets are yielded again. Leaving the loop or ending ctx ends the watch and
+// frees everything it holds; there is no Close. Watch must not yield after ctx
+// has ended, and must not return before unless it cannot go on: whoever
+// supervises it starts it again.
 //
 // Implementations that can be asked to look again soon listen to [Hints].
 type Resolver interface {
