@@ -1,0 +1,121 @@
+package limit
+
+import (
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/outcome"
+)
+
+// Layer lets requests through to next as [Rate.Wait] does; nil is
+// http.DefaultTransport. A refused request's body is closed.
+func (r *Rate) Layer(next http.RoundTripper) http.RoundTripper {
+	return newTransport(next, "rate", func(req *http.Request) (Lease, error) {
+		return Lease{}, r.wait(req.Context(), req.Cancel) //nolint:staticcheck // deprecated, but not gone
+	})
+}
+
+// Layer is [Rate.Layer] with a rate for each URL's host, in lower case and with
+// its port if it has one.
+func (g *RateGroup) Layer(next http.RoundTripper) http.RoundTripper {
+	return g.LayerBy(hostOf)(next)
+}
+
+func hostOf(req *http.Request) string {
+	if req.URL == nil {
+		return "" // the transport will have something to say about it
+	}
+	return strings.ToLower(req.URL.Host)
+}
+
+// LayerBy is Layer with a key of the caller's choice for each request. The
+// function must be safe for concurrent use and leave the request alone.
+func (g *RateGroup) LayerBy(key func(*http.Request) string) func(http.RoundTripper) http.RoundTripper {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return newTransport(next, "rate", func(req *http.Request) (Lease, error) {
+			return Lease{}, g.Get(key(req)).wait(req.Context(), req.Cancel) //nolint:staticcheck // as above
+		})
+	}
+}
+
+// Layer lets requests through to next as [Concurrency.Acquire] does; nil is
+// http.DefaultTransport. A call is under way until its response's body was read
+// to the end or closed: that of an upgraded connection (101) until it is closed.
+// A refused request's body is closed.
+func (c *Concurrency) Layer(next http.RoundTripper) http.RoundTripper {
+	return newTransport(next, "concurrency", func(req *http.Request) (Lease, error) {
+		return c.acquire(req.Context(), req.Cancel) //nolint:staticcheck // as above
+	})
+}
+
+// transport is what Layer returns.
+type transport struct {
+	next  http.RoundTripper
+	by    string
+	admit func(*http.Request) (Lease, error)
+	chain *call.Chain
+}
+
+func newTransport(next http.RoundTripper, by string, admit func(*http.Request) (Lease, error)) *transport {
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	t := &transport{next: next, by: by, admit: admit}
+	t.chain = call.ChainOf(t)
+	return t
+}
+
+// Unwrap returns the RoundTripper that the layer is around.
+func (t *transport) Unwrap() http.RoundTripper { return t.next }
+
+// CloseIdleConnections passes the wish on.
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// RoundTrip waits or refuses, and hands the request on.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	entered, f := call.Enter(req, t, t.chain)
+	resp, err := t.attempt(entered, f)
+	if entered != req { // the frame is ours
+		status := 0
+		if resp != nil {
+			status = resp.StatusCode
+		}
+		f.Finish(clock.Now(), status, err)
+	}
+	return resp, err
+}
+
+func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
+	lease, err := t.admit(req)
+	if err != nil {
+		if outcome.Refused(err) {
+			f.Refused("", t.by, err)
+		}
+		if req.Body != nil {
+			req.Body.Close()
+		}
+		return nil, err
+	}
+	defer lease.Done() // of what the body has not taken over, also in a panic
+
+	resp, err := t.next.RoundTrip(req)
+	if resp == nil || resp.Body == nil || resp.Body == http.NoBody ||
+		lease.c == nil || lease.c.set.Load().UntilHeaders {
+		return resp, err
+	}
+	b := &body{ReadCloser: resp.Body}
+	b.lease.Store(lease.c)
+	lease = Lease{}
+	resp.Body = b
+	if w, ok := b.ReadCloser.(io.Writer); ok && resp.StatusCode == http.StatusSwitchingProtocols {
+		resp.Body = &upgraded{b, w}
+	}
+	return resp, err
+}
