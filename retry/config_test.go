@@ -1,0 +1,96 @@
+package retry_test
+
+import (
+	"encoding/json"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/backstay/backstay/retry"
+)
+
+func TestEveryDefaultIsValid(t *testing.T) {
+	for _, cfg := range []*retry.Config{
+		nil,
+		{},
+		{Timeout: time.Second}, // less than the default attempt timeout
+		{Backoff: retry.Backoff{Max: 100 * time.Millisecond}},            // less than the default throttled base
+		{Backoff: retry.Backoff{Base: 50 * time.Millisecond, Max: 50e6}}, // equal
+		{MaxAttempts: -1, MaxRetryAfter: -1, AttemptTimeout: -1, Timeout: -1},
+		{BodyLimit: -1, DrainLimit: -1, DrainTime: -1, Backoff: retry.Backoff{Base: -1, ThrottledBase: -1}},
+		{Statuses: []int{400, 500, 599}},
+	} {
+		_, err := retry.New(cfg)
+		require.NoError(t, err)
+	}
+	_, err := retry.NewBudget(nil)
+	require.NoError(t, err)
+}
+
+func TestInvalidConfigurationsNameFieldValueAndConstraint(t *testing.T) {
+	for _, test := range []struct {
+		cfg  retry.Config
+		want string
+	}{
+		{
+			retry.Config{Backoff: retry.Backoff{Max: 10 * time.Millisecond}},
+			"retry: Backoff.Max is 10ms, want >= Backoff.Base (50ms)",
+		},
+		{
+			retry.Config{Backoff: retry.Backoff{Base: time.Minute}},
+			"retry: Backoff.Max is 2s, want >= Backoff.Base (1m0s)",
+		},
+		{
+			retry.Config{Backoff: retry.Backoff{ThrottledBase: time.Minute}},
+			"retry: Backoff.Max is 2s, want >= Backoff.ThrottledBase (1m0s)",
+		},
+		{retry.Config{Backoff: retry.Backoff{Max: -1}}, "retry: Backoff.Max is -1ns, want > 0"},
+		{
+			retry.Config{AttemptTimeout: 2 * time.Second, Timeout: time.Second},
+			"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
+		},
+		{retry.Config{Statuses: []int{500, 200}}, "retry: Statuses is 200, want from 400 to 599"},
+	} {
+		r, err := retry.New(&test.cfg)
+		require.EqualError(t, err, test.want)
+		require.Nil(t, r)
+	}
+}
+
+func TestAllConfigurationErrorsAreJoined(t *testing.T) {
+	_, err := retry.New(&retry.Config{
+		Backoff: retry.Backoff{Max: time.Millisecond}, AttemptTimeout: 3, Timeout: 2, Statuses: []int{1, 2},
+	})
+	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4)
+	_, err = retry.NewBudget(&retry.BudgetConfig{Ratio: math.NaN(), PerSecond: 1e7, Window: 1})
+	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 3)
+	require.ErrorContains(t, err, "retry: BudgetConfig.Ratio is NaN, want <= 10")
+	require.ErrorContains(t, err, "retry: BudgetConfig.Window is 1ns, want from 10ns to 1000h0m0s")
+}
+
+func TestConstructorCopiesTheConfiguration(t *testing.T) {
+	cfg := &retry.Config{Statuses: []int{500}, MaxAttempts: 2, Backoff: retry.Backoff{Base: -1}}
+	was := *cfg
+	r := newRetrier(t, cfg)
+	require.Equal(t, was, *cfg)
+	cfg.Statuses[0], cfg.MaxAttempts = 404, 7
+	s, _ := answers(500, 500, 500)
+	resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+	require.NoError(t, err)
+	require.Equal(t, 500, resp.StatusCode)
+	require.Equal(t, 2, s.attempts())
+}
+
+func TestDeclarativeFieldsHaveJSONNames(t *testing.T) {
+	var cfg retry.Config
+	require.NoError(t, json.Unmarshal([]byte(`{"maxAttempts":5,"statuses":[500],"backoff":{"base":7}}`), &cfg))
+	require.Equal(t, retry.Config{MaxAttempts: 5, Statuses: []int{500}, Backoff: retry.Backoff{Base: 7}}, cfg)
+	text, err := json.Marshal(retry.Config{})
+	require.NoError(t, err)
+	require.JSONEq(t, `{}`, string(text))
+	text, err = json.Marshal(retry.BudgetConfig{Ratio: 0.5, PerSecond: 3})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"ratio":0.5,"perSecond":3}`, string(text))
+}

@@ -1,0 +1,192 @@
+package retry
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/internal/attempt"
+	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/outcome"
+)
+
+// flight is an attempt that something of ours is put around: its context, its
+// bodies, its place in the call's log.
+type flight struct {
+	attempt.Attempt
+	cfg   *Config
+	req   *http.Request
+	frame *call.Frame // nil if an inner layer keeps the log
+	index int
+}
+
+// ender is who is told of the end of the response's body; nil for nobody.
+func (fl *flight) ender() attempt.Ender {
+	if fl.frame == nil {
+		return nil
+	}
+	return fl
+}
+
+// Ended notes the end of the response's body in the log.
+func (fl *flight) Ended(err error) {
+	var o outcome.Outcome
+	if err != nil && !errors.Is(err, attempt.ErrClosed) {
+		o = fl.cfg.Classifier.Classify(fl.req, nil, err)
+	}
+	fl.frame.Ended(clock.Now(), fl.index, o)
+}
+
+// answer is how an attempt ended. Either resp or err is nil.
+type answer struct {
+	resp *http.Response
+	err  error
+	o    outcome.Outcome
+}
+
+// failure is what the attempt failed with, in words.
+func (a *answer) failure() error {
+	switch {
+	case a.err != nil:
+		return a.err
+	case a.o.Err != nil:
+		return a.o.Err
+	case a.resp != nil:
+		return outcome.StatusError(a.resp.StatusCode)
+	}
+	return nil // there was none
+}
+
+var errNoAnswer = errors.New("retry: the transport returned neither a response nor an error")
+
+// try makes one attempt with the given body. On a panic or runtime.Goexit below
+// or in a classifier, nothing stays open.
+func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)) (a answer) {
+	var (
+		fl    *flight
+		start time.Time
+		over  bool
+	)
+	defer func() {
+		if over {
+			return
+		}
+		if a.resp != nil {
+			closeBody(a.resp.Body)
+		}
+		if fl != nil {
+			fl.End()
+		}
+	}()
+	sent, req := c.frame.Attempts(), c.req
+	if c.watched || hasBody(body) {
+		start = clock.Now()
+		fl = &flight{cfg: c.cfg, req: c.req}
+		fl.Start(c.ctx, start, c.limits)
+		req = fl.RequestWith(req, body, getBody)
+	} else if c.attempts > 0 {
+		req = req.WithContext(c.ctx) // the transport may hold on to the one before
+	}
+
+	a.resp, a.err = c.t.next.RoundTrip(req) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
+
+	switch {
+	case a.err != nil && a.resp != nil: // against net/http's contract
+		closeBody(a.resp.Body)
+		a.resp = nil
+	case a.err == nil && a.resp == nil:
+		a.err = errNoAnswer
+	}
+	if fl != nil {
+		c.land(fl, &a)
+	}
+	c.judge(&a, fl, start, c.frame.Attempts() > sent)
+	if fl != nil && a.resp != nil {
+		a.resp.Body = fl.Wrap(a.resp.Body, fl.ender())
+	}
+	over = true
+	return a
+}
+
+// judge fills in the answer's outcome: what an inner layer made of it, or else
+// what we do. Where no inner layer has logged the attempt, we do that too.
+func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner bool) {
+	if inner {
+		if o, known := c.frame.Outcome(a.resp, a.err); known {
+			a.o = o
+			return
+		}
+	}
+	a.o = c.cfg.Classifier.Classify(c.req, a.resp, a.err)
+	if inner || c.frame == nil || a.err != nil && outcome.Refused(a.err) {
+		return // a refused attempt is none
+	}
+	now := clock.Now()
+	if start.IsZero() {
+		start = now // nobody reads the log
+	}
+	i := c.frame.Send(start, nil, "", "")
+	if a.resp != nil {
+		c.frame.Answered(now, a.resp, a.resp.StatusCode, a.o)
+	} else {
+		c.frame.Answered(now, nil, 0, a.o)
+	}
+	if fl != nil {
+		fl.frame, fl.index = c.frame, i
+	}
+}
+
+// land settles what the flight's bounds and bodies have to say to its answer.
+func (c *exchange) land(fl *flight, a *answer) {
+	if a.err == nil && c.cfg.BufferBody && c.repeatable {
+		a.err = buffer(a.resp)
+	}
+	if a.err == nil {
+		a.err = fl.Headers()
+	} else {
+		a.err = fl.Error(a.err)
+	}
+	if a.err == nil {
+		return
+	}
+	if a.resp != nil {
+		closeBody(a.resp.Body)
+		a.resp = nil
+	}
+	fl.End()
+}
+
+// buffer reads a response of up to bufferLimit bytes into memory, and returns
+// the error that breaks it.
+func buffer(resp *http.Response) error {
+	body := resp.Body
+	if !hasBody(body) || resp.ContentLength > bufferLimit ||
+		resp.StatusCode == http.StatusSwitchingProtocols {
+		return nil
+	}
+	start, err := io.ReadAll(io.LimitReader(body, bufferLimit+1))
+	if err != nil {
+		return err
+	}
+	if len(start) <= bufferLimit {
+		_ = body.Close()
+		resp.Body = io.NopCloser(bytes.NewReader(start))
+		return nil
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(start), body), body}
+	return nil
+}
+
+func hasBody(body io.ReadCloser) bool { return body != nil && body != http.NoBody }
+
+func closeBody(body io.Closer) {
+	if body != nil {
+		_ = body.Close()
+	}
+}

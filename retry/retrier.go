@@ -1,0 +1,195 @@
+package retry
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/backstay/backstay/event"
+	"github.com/backstay/backstay/internal/attempt"
+	"github.com/backstay/backstay/outcome"
+)
+
+// Retrier tries calls again. It is immutable but for its budgets, and may be
+// used concurrently and for any number of calls.
+type Retrier struct {
+	cfg     *Config
+	budgets budgets
+}
+
+// New returns a retrier. Its errors join all that is wrong with cfg, which may
+// be nil and is copied.
+func New(cfg *Config) (*Retrier, error) {
+	c, err := cfg.resolve()
+	if err != nil {
+		return nil, err
+	}
+	r := &Retrier{cfg: c}
+	if r.budgets.shared = c.Budget; r.budgets.shared == nil {
+		own := make(map[string]*Budget)
+		r.budgets.of.Store(&own)
+	}
+	return r, nil
+}
+
+// Budget returns the budget of HTTP calls to host, as it stands in their URLs
+// and in lower case, or with "" that of Do and Run. With Config.Budget all are
+// that one.
+func (r *Retrier) Budget(host string) *Budget { return r.budgets.get(host) }
+
+// maxBudgets bounds the hosts that have a budget of their own.
+const maxBudgets = 1024
+
+// budgets are the budgets by host. A host that is down must not use up what the
+// others need. There are few hosts, each looked up with every call and added
+// once: so the map is copied when one is added.
+type budgets struct {
+	shared *Budget
+	of     atomic.Pointer[map[string]*Budget]
+	mu     sync.Mutex // held to add one
+}
+
+// theRest is the key of the budget for hosts beyond maxBudgets. No host is called that.
+const theRest = "*"
+
+func (b *budgets) get(host string) *Budget {
+	if b.shared != nil {
+		return b.shared
+	}
+	if budget := (*b.of.Load())[host]; budget != nil {
+		return budget
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	of := *b.of.Load()
+	if len(of) >= maxBudgets {
+		host = theRest
+	}
+	if budget := of[host]; budget != nil {
+		return budget
+	}
+	budget := newBudget(BudgetConfig{}.filled())
+	more := maps.Clone(of)
+	more[host] = budget
+	b.of.Store(&more)
+	return budget
+}
+
+// limits returns the bounds of an attempt of a call that began at start.
+func (c *Config) limits(start time.Time, attemptTimeout time.Duration) attempt.Limits {
+	l := attempt.Limits{Attempt: attemptTimeout, Call: c.Timeout}
+	if c.Timeout > 0 {
+		l.Deadline = start.Add(c.Timeout)
+	}
+	return l
+}
+
+// series is the attempts of one call: it decides after each whether, and when,
+// there is another. It has no clock and no goroutine, and knows no transport.
+type series struct {
+	cfg      *Config
+	budget   *Budget
+	deadline time.Time // of the call, whoever set it; zero is none
+	attempts int       // that were made
+
+	pace      pace
+	elsewhere bool // the one attempt on another node has been spent
+}
+
+// facts are what decides besides the outcome.
+type facts struct {
+	// repeatable: the call may be repeated though it may have been acted on.
+	repeatable bool
+	// resendable: there is a body to send again, or none is needed.
+	resendable bool
+	// elsewhere: the next attempt may meet another peer.
+	elsewhere bool
+	// others: there is a node that has not been tried.
+	others bool
+}
+
+// next returns how long to wait for the next attempt, which it has paid for, or
+// the reason why there is none. The outcome is one that may be tried again.
+func (s *series) next(now time.Time, o outcome.Outcome, f facts) (time.Duration, Reason) {
+	switch {
+	case s.attempts >= s.cfg.MaxAttempts:
+		return 0, ReasonAttempts
+	case o.Retry == outcome.IfIdempotent && !f.repeatable:
+		return 0, ReasonNotIdempotent
+	case o.Retry == outcome.Elsewhere && (s.elsewhere || !f.elsewhere):
+		return 0, ReasonElsewhere
+	case !f.resendable:
+		return 0, ReasonBody
+	case o.After > s.cfg.MaxRetryAfter:
+		return 0, ReasonRetryAfter
+	}
+	var wait time.Duration
+	switch {
+	case o.After > 0:
+		wait = hinted(o.After)
+	case o.Retry >= outcome.Always && f.others:
+		// Nothing was sent, and it is that node's fault: to wait would spare
+		// nobody anything.
+	default:
+		var more bool
+		if wait, more = s.pace.next(&s.cfg.Backoff, s.attempts, o.Class == outcome.Throttled); !more {
+			return 0, ReasonBackoff
+		}
+	}
+	if !s.deadline.IsZero() && wait >= s.deadline.Sub(now) {
+		return 0, ReasonDeadline
+	}
+	if !s.budget.Withdraw(now) {
+		return 0, ReasonBudget
+	}
+	s.elsewhere = s.elsewhere || o.Retry == outcome.Elsewhere
+	return wait, ""
+}
+
+// nearest returns the earlier of the context's deadline and t, where zero is
+// none.
+func nearest(ctx context.Context, t time.Time) time.Time {
+	if d, ok := ctx.Deadline(); ok && (t.IsZero() || d.Before(t)) {
+		return d
+	}
+	return t
+}
+
+// sleep waits for d, or less if the context ends or stop is closed.
+func sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) error {
+	if d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		case <-stop:
+			return errRequestCanceled
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// subject is what events are about.
+type subject struct{ service, route string }
+
+func (s *series) retried(ctx context.Context, of subject, o outcome.Outcome, wait time.Duration) {
+	if s.cfg.Observer != nil {
+		event.Emit(ctx, s.cfg.Observer, Retried{
+			Service: of.service, Route: of.route, Attempt: s.attempts, Outcome: o, Sleep: wait,
+		})
+	}
+}
+
+func (s *series) gaveUp(ctx context.Context, of subject, o outcome.Outcome, why Reason) {
+	if s.cfg.Observer != nil && s.cfg.MaxAttempts > 1 { // else there was nothing to give up
+		event.Emit(ctx, s.cfg.Observer, GaveUp{
+			Service: of.service, Route: of.route, Attempts: s.attempts, Outcome: o, Reason: why,
+		})
+	}
+}

@@ -1,0 +1,132 @@
+package retry_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/retry"
+)
+
+// noop is a transport that answers at once, without an allocation. Its response
+// is shared, so it is only for callers that wrap the body anew each time.
+type noop struct{ resp http.Response }
+
+func newNoop() *noop {
+	return &noop{http.Response{StatusCode: 200, Header: http.Header{}, Body: ended{}}}
+}
+
+func (n *noop) RoundTrip(*http.Request) (*http.Response, error) {
+	n.resp.Body = ended{}
+	return &n.resp, nil
+}
+
+// ended is a body at its end.
+type ended struct{}
+
+func (ended) Read([]byte) (int, error) { return 0, io.EOF }
+func (ended) Close() error             { return nil }
+
+func roundTrip(layer http.RoundTripper, req *http.Request) {
+	resp, err := layer.RoundTrip(req)
+	if err != nil {
+		panic(err)
+	}
+	_, _ = resp.Body.Read(nil)
+	_ = resp.Body.Close()
+}
+
+func TestSuccessAllocatesNoMoreThanPromised(t *testing.T) {
+	ctx := t.Context()
+	fn := func(context.Context) (int, error) { return 1, nil }
+	r := newRetrier(t, nil)
+	require.Zero(t, testing.AllocsPerRun(1000, func() { _, _ = retry.Do(ctx, r, fn) }), "Do without timeouts")
+	run := func(context.Context) error { return nil }
+	require.Zero(t, testing.AllocsPerRun(1000, func() { _ = r.Run(ctx, run) }), "Run without timeouts")
+	bounded := newRetrier(t, &retry.Config{AttemptTimeout: time.Second, Timeout: time.Minute})
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { _, _ = retry.Do(ctx, bounded, fn) }), 1.0, "Do with timeouts")
+
+	get := newRequest(t, ctx, "GET", nil)
+	plain := newRetrier(t, &retry.Config{AttemptTimeout: -1}).Layer(newNoop())
+	require.Zero(t, testing.AllocsPerRun(1000, func() { roundTrip(plain, get) }), "HTTP without timeouts")
+	timed := bounded.Layer(newNoop())
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { roundTrip(timed, get) }), 2.0, "HTTP with timeouts")
+	byDefault := r.Layer(newNoop())
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { roundTrip(byDefault, get) }), 2.0, "HTTP by default")
+
+	put := newRequest(t, ctx, "PUT", nil)
+	put.Body, put.GetBody = ended{}, func() (io.ReadCloser, error) { return ended{}, nil }
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { roundTrip(byDefault, put) }), 3.0, "HTTP with a body")
+
+	// As in a composed client: in a frame, and a layer below keeps the time. A
+	// frame serves one call, so each run has its own.
+	chain := call.NewChain(plain)
+	inFrame := func(rt http.RoundTripper) float64 {
+		return testing.AllocsPerRun(1000, func() {
+			ctx, _ := call.Push(ctx, chain, call.Info{Service: "orders"})
+			roundTrip(rt, get.WithContext(ctx))
+		})
+	}
+	base, layer := inFrame(newNoop()), inFrame(plain)
+	require.Equal(t, base, layer, "HTTP in a frame")
+}
+
+func BenchmarkDoFirstTry(b *testing.B) {
+	ctx := context.Background()
+	fn := func(context.Context) (int, error) { return 1, nil }
+	for name, cfg := range map[string]*retry.Config{
+		"plain": nil, "timeouts": {AttemptTimeout: time.Second, Timeout: time.Minute},
+	} {
+		r := newRetrier(b, cfg)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _ = retry.Do(ctx, r, fn)
+			}
+		})
+		b.Run(name+" parallel", func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					_, _ = retry.Do(ctx, r, fn)
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkLayer(b *testing.B) {
+	ctx := context.Background()
+	req := newRequest(b, ctx, "GET", nil)
+	b.Run("base", func(b *testing.B) {
+		base := newNoop()
+		b.ReportAllocs()
+		for b.Loop() {
+			roundTrip(base, req)
+		}
+	})
+	for name, cfg := range map[string]*retry.Config{"plain": {AttemptTimeout: -1}, "timeouts": {Timeout: time.Minute}} {
+		r := newRetrier(b, cfg)
+		b.Run(name, func(b *testing.B) {
+			layer := r.Layer(newNoop())
+			b.ReportAllocs()
+			for b.Loop() {
+				roundTrip(layer, req)
+			}
+		})
+		b.Run(name+" parallel", func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				layer := r.Layer(newNoop()) // its response is its own
+				for pb.Next() {
+					roundTrip(layer, req)
+				}
+			})
+		})
+	}
+}
