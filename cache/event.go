@@ -1,0 +1,36 @@
+package cache
+
+import (
+	"log/slog"
+	"time"
+)
+
+// LoadFailed is emitted when a loader returned an error other than ErrNotFound,
+// panicked or ended its goroutine; not when it gave up because all who waited
+// had left.
+type LoadFailed struct {
+	// Cache is Config.Name.
+	Cache string
+	// Key is what should have been loaded. It is not logged: keys may be
+	// secrets, and there is no end of them.
+	Key any
+	// Err is what those who waited got.
+	Err error
+	// Duration is how long the load took.
+	Duration time.Duration
+}
+
+// EventName is "cache.load_failed".
+func (LoadFailed) EventName() string { return "cache.load_failed" }
+
+// Level is Warn.
+func (LoadFailed) Level() slog.Level { return slog.LevelWarn }
+
+// LogValue holds the cache's name, the error and the duration.
+func (e LoadFailed) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("cache", e.Cache),
+		slog.Any("error", e.Err),
+		slog.Duration("duration", e.Duration),
+	)
+}
