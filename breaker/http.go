@@ -4,12 +4,12 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -24,14 +24,7 @@ func (b *Breaker) Layer(next http.RoundTripper) http.RoundTripper {
 // Layer is [Breaker.Layer] with a breaker for each URL's host, in lower case
 // and with its port if it has one.
 func (g *Group) Layer(next http.RoundTripper) http.RoundTripper {
-	return g.LayerBy(hostOf)(next)
-}
-
-func hostOf(req *http.Request) string {
-	if req.URL == nil {
-		return "" // the transport will have something to say about it
-	}
-	return strings.ToLower(req.URL.Host)
+	return g.LayerBy(layer.HostOf)(next)
 }
 
 // LayerBy is Layer with a key of the caller's choice for each request. The
@@ -44,42 +37,18 @@ func (g *Group) LayerBy(key func(*http.Request) string) func(http.RoundTripper) 
 
 // transport is what Layer returns.
 type transport struct {
-	next  http.RoundTripper
-	of    func(*http.Request) *Breaker
-	chain *call.Chain
+	layer.Base
+	of func(*http.Request) *Breaker
 }
 
-func newTransport(next http.RoundTripper, of func(*http.Request) *Breaker) *transport {
-	if next == nil {
-		next = http.DefaultTransport
-	}
-	t := &transport{next: next, of: of}
-	t.chain = call.ChainOf(t)
-	return t
-}
-
-// Unwrap returns the RoundTripper that the layer is around.
-func (t *transport) Unwrap() http.RoundTripper { return t.next }
-
-// CloseIdleConnections passes the wish on.
-func (t *transport) CloseIdleConnections() {
-	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
+func newTransport(next http.RoundTripper, of func(*http.Request) *Breaker) http.RoundTripper {
+	t := &transport{of: of}
+	return t.Around(t, next)
 }
 
 // RoundTrip asks the breaker, and tells it what came of the attempt.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	entered, f := call.Enter(req, t, t.chain)
-	resp, err := t.attempt(entered, f)
-	if entered != req { // the frame is ours
-		status := 0
-		if resp != nil {
-			status = resp.StatusCode
-		}
-		f.Finish(clock.Now(), status, err)
-	}
-	return resp, err
+	return t.Enter(req, t.attempt)
 }
 
 func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
@@ -87,9 +56,7 @@ func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, e
 	lease, err := b.Acquire(time.Time{})
 	if err != nil {
 		f.Refused("", "breaker", err)
-		if req.Body != nil {
-			req.Body.Close()
-		}
+		layer.CloseBody(req)
 		return nil, err
 	}
 	var start time.Time
@@ -100,7 +67,7 @@ func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, e
 	returned := false
 	defer lease.unwind(&returned)
 
-	resp, err := t.next.RoundTrip(req)
+	resp, err := t.Next.RoundTrip(req)
 
 	now := clock.Now()
 	end := ending{classifier: b.cur.Load().set.Classifier, req: req}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -83,13 +84,9 @@ func (h *HTTP) LayerWith(ttl time.Duration) func(http.RoundTripper) http.RoundTr
 	return func(next http.RoundTripper) http.RoundTripper { return h.layer(next, ttl) }
 }
 
-func (h *HTTP) layer(next http.RoundTripper, ttl time.Duration) *httpLayer {
-	if next == nil {
-		next = http.DefaultTransport
-	}
-	l := &httpLayer{cache: h, next: next, ttl: ttl}
-	l.chain = call.ChainOf(l)
-	return l
+func (h *HTTP) layer(next http.RoundTripper, ttl time.Duration) http.RoundTripper {
+	l := &httpLayer{cache: h, ttl: ttl}
+	return l.Around(l, next)
 }
 
 // Invalidate makes sure that no response to u that was asked for until now is
@@ -123,24 +120,14 @@ func (h *HTTP) find(key httpKey, epoch uint64) *httpEntry {
 
 // httpLayer is the cache over one transport.
 type httpLayer struct {
+	layer.Base
 	cache *HTTP
-	next  http.RoundTripper
 	ttl   time.Duration // as HTTPConfig.TTL; 0 stores and answers nothing
-	chain *call.Chain
 }
 
 // RoundTrip answers from the cache or the transport below.
 func (l *httpLayer) RoundTrip(req *http.Request) (*http.Response, error) {
-	entered, f := call.Enter(req, l, l.chain)
-	resp, err := l.answer(entered, f)
-	if entered != req { // the frame is ours
-		status := 0
-		if resp != nil {
-			status = resp.StatusCode
-		}
-		f.Finish(clock.Now(), status, err)
-	}
-	return resp, err
+	return l.Enter(req, l.answer)
 }
 
 func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, error) {
@@ -151,7 +138,7 @@ func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, er
 			f.SetCache("bypass")
 			h.counts.bypasses.Add(1)
 		}
-		resp, err := l.next.RoundTrip(req)
+		resp, err := l.Next.RoundTrip(req)
 		if !safe(req.Method) {
 			h.changed(req, resp, err)
 		}
@@ -198,7 +185,7 @@ func (l *httpLayer) fetch(req *http.Request, key httpKey, epoch uint64, release 
 		}
 	}()
 	sent := clock.Now()
-	resp, err := l.next.RoundTrip(req)
+	resp, err := l.Next.RoundTrip(req)
 	if err != nil || resp == nil {
 		return resp, err
 	}
@@ -276,14 +263,3 @@ func (h *HTTP) changed(req *http.Request, resp *http.Response, err error) {
 		}
 	}
 }
-
-// CloseIdleConnections passes on to the transport below, if that has such a
-// method.
-func (l *httpLayer) CloseIdleConnections() {
-	if c, ok := l.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
-
-// Unwrap returns the transport below.
-func (l *httpLayer) Unwrap() http.RoundTripper { return l.next }

@@ -3,10 +3,9 @@ package limit
 import (
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/backstay/backstay/call"
-	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -21,14 +20,7 @@ func (r *Rate) Layer(next http.RoundTripper) http.RoundTripper {
 // Layer is [Rate.Layer] with a rate for each URL's host, in lower case and with
 // its port if it has one.
 func (g *RateGroup) Layer(next http.RoundTripper) http.RoundTripper {
-	return g.LayerBy(hostOf)(next)
-}
-
-func hostOf(req *http.Request) string {
-	if req.URL == nil {
-		return "" // the transport will have something to say about it
-	}
-	return strings.ToLower(req.URL.Host)
+	return g.LayerBy(layer.HostOf)(next)
 }
 
 // LayerBy is Layer with a key of the caller's choice for each request. The
@@ -53,43 +45,19 @@ func (c *Concurrency) Layer(next http.RoundTripper) http.RoundTripper {
 
 // transport is what Layer returns.
 type transport struct {
-	next  http.RoundTripper
+	layer.Base
 	by    string
 	admit func(*http.Request) (Lease, error)
-	chain *call.Chain
 }
 
-func newTransport(next http.RoundTripper, by string, admit func(*http.Request) (Lease, error)) *transport {
-	if next == nil {
-		next = http.DefaultTransport
-	}
-	t := &transport{next: next, by: by, admit: admit}
-	t.chain = call.ChainOf(t)
-	return t
-}
-
-// Unwrap returns the RoundTripper that the layer is around.
-func (t *transport) Unwrap() http.RoundTripper { return t.next }
-
-// CloseIdleConnections passes the wish on.
-func (t *transport) CloseIdleConnections() {
-	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
+func newTransport(next http.RoundTripper, by string, admit func(*http.Request) (Lease, error)) http.RoundTripper {
+	t := &transport{by: by, admit: admit}
+	return t.Around(t, next)
 }
 
 // RoundTrip waits or refuses, and hands the request on.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	entered, f := call.Enter(req, t, t.chain)
-	resp, err := t.attempt(entered, f)
-	if entered != req { // the frame is ours
-		status := 0
-		if resp != nil {
-			status = resp.StatusCode
-		}
-		f.Finish(clock.Now(), status, err)
-	}
-	return resp, err
+	return t.Enter(req, t.attempt)
 }
 
 func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
@@ -98,14 +66,12 @@ func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, e
 		if outcome.Refused(err) {
 			f.Refused("", t.by, err)
 		}
-		if req.Body != nil {
-			req.Body.Close()
-		}
+		layer.CloseBody(req)
 		return nil, err
 	}
 	defer lease.Done() // of what the body has not taken over, also in a panic
 
-	resp, err := t.next.RoundTrip(req)
+	resp, err := t.Next.RoundTrip(req)
 	if resp == nil || resp.Body == nil || resp.Body == http.NoBody ||
 		lease.c == nil || lease.c.set.Load().UntilHeaders {
 		return resp, err

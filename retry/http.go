@@ -11,6 +11,7 @@ import (
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/attempt"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -30,46 +31,19 @@ import (
 //
 // Of two retry layers in one chain only the outer one repeats.
 func (r *Retrier) Layer(next http.RoundTripper) http.RoundTripper {
-	if next == nil {
-		next = http.DefaultTransport
-	}
-	t := &transport{next: next, r: r}
-	t.chain = call.ChainOf(t)
-	return t
+	t := &transport{r: r}
+	return t.Around(t, next)
 }
 
 // transport is what Layer returns.
 type transport struct {
-	next  http.RoundTripper
-	r     *Retrier
-	chain *call.Chain
-}
-
-// Unwrap returns the RoundTripper that the layer is around.
-func (t *transport) Unwrap() http.RoundTripper { return t.next }
-
-// CloseIdleConnections passes the wish on.
-func (t *transport) CloseIdleConnections() {
-	if c, ok := t.next.(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
+	layer.Base
+	r *Retrier
 }
 
 // RoundTrip makes the call's attempts.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	entered, f := call.Enter(req, t, t.chain)
-	if !f.BeginRetries() {
-		return t.next.RoundTrip(entered)
-	}
-	resp, err := t.exchange(entered, f)
-	if entered != req { // the frame is ours
-		status := 0
-		if resp != nil {
-			status = resp.StatusCode
-		}
-		f.Finish(clock.Now(), status, err)
-	}
-	return resp, err
+	return t.Enter(req, t.exchange)
 }
 
 // exchange is one call over HTTP.
@@ -89,6 +63,9 @@ type exchange struct {
 }
 
 func (t *transport) exchange(req *http.Request, f *call.Frame) (*http.Response, error) {
+	if !f.BeginRetries() {
+		return t.Next.RoundTrip(req)
+	}
 	ctx, cfg := req.Context(), t.r.cfg
 	if ctx.Err() != nil {
 		closeBody(req.Body)

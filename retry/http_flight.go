@@ -91,7 +91,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 		req = req.WithContext(c.ctx) // the transport may hold on to the one before
 	}
 
-	a.resp, a.err = c.t.next.RoundTrip(req) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
+	a.resp, a.err = c.t.Next.RoundTrip(req) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
 
 	switch {
 	case a.err != nil && a.resp != nil: // against net/http's contract
