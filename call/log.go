@@ -2,6 +2,7 @@ package call
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -59,12 +60,11 @@ func (l *Log) Calls() []Record {
 
 // String returns the calls, one to a line.
 func (l *Log) String() string {
-	var b strings.Builder
+	var lines []string
 	for _, r := range l.Calls() {
-		b.WriteString(r.String())
-		b.WriteByte('\n')
+		lines = append(lines, r.String())
 	}
-	return b.String()
+	return strings.Join(lines, "\n")
 }
 
 // Record is one call, as far as it has come.
@@ -151,7 +151,7 @@ func (r Record) String() string {
 	case r.Duration == 0 && r.Status == 0 && r.Err == nil:
 		b.WriteString(": under way")
 	case r.Err != nil:
-		fmt.Fprintf(&b, ": %v after %s", r.Err, round(r.Duration))
+		fmt.Fprintf(&b, ": failed in %s: %v", round(r.Duration), r.Err)
 	default:
 		fmt.Fprintf(&b, ": %d in %s", r.Status, round(r.Duration))
 	}
@@ -188,20 +188,31 @@ func (a Attempt) String() string {
 	case a.Headers == 0 && a.Status == 0 && a.Outcome.Err == nil:
 		return where + " awaited"
 	case a.Status == 0:
-		return fmt.Sprintf("%s %v in %s", where, a.Outcome.Err, round(a.Headers))
+		return fmt.Sprintf("%s %v in %s", where, cause(a.Outcome.Err), round(a.Headers))
 	case a.Total > 0 && a.Outcome.Err != nil && a.Outcome.Class == outcome.Failure && a.Status < 400:
-		return fmt.Sprintf("%s %d in %s, body broke after %s: %v", where, a.Status, round(a.Headers), round(a.Total), a.Outcome.Err)
+		return fmt.Sprintf("%s %d in %s, body broke after %s: %v", where, a.Status, round(a.Headers), round(a.Total), cause(a.Outcome.Err))
 	}
 	return where + " " + strconv.Itoa(a.Status) + " in " + round(a.Headers).String()
 }
 
-// String returns who refused and why.
-func (r Refusal) String() string {
-	who := r.By
-	if r.Node != "" {
-		who = r.Node
+// cause returns the innermost error: what is around it names the node and the
+// address once more.
+func cause(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
 	}
-	return fmt.Sprintf("%s refused: %v", who, r.Err)
+}
+
+// String returns who refused. Err says more.
+func (r Refusal) String() string {
+	if r.Node == "" {
+		return "refused by " + r.By
+	}
+	return r.Node + " refused by its " + r.By
 }
 
 // round keeps three digits or so: a log line is for reading.
@@ -224,12 +235,16 @@ type Finished struct{ Record Record }
 // EventName is "call.finished".
 func (Finished) EventName() string { return "call.finished" }
 
-// Level is Info for a call that the peer answered without failing, else Warn.
+// Level is Debug for a call that went well at the first attempt, Info for one that
+// took more than that, and Warn for one that failed.
 func (e Finished) Level() slog.Level {
-	if e.Record.Err != nil || e.Record.Status >= 500 {
+	switch r := e.Record; {
+	case r.Err != nil || r.Status >= 500:
 		return slog.LevelWarn
+	case len(r.Attempts) > 1 || len(r.Refusals) > 0:
+		return slog.LevelInfo
 	}
-	return slog.LevelInfo
+	return slog.LevelDebug
 }
 
 // LogValue holds the call's line, service, route, status, duration and number

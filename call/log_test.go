@@ -73,11 +73,11 @@ func TestCallAsOneLine(t *testing.T) {
 			f.Answered(at(2*ms), nil, 0, broken)
 			f.Refused("", "budget", errors.New("retry: budget exhausted"))
 			f.Finish(at(2*ms), 0, io.ErrUnexpectedEOF)
-		}, "GET orders /v1/items: unexpected EOF after 2ms; s1 refused: breaker: open; s2 (10.0.0.2:80) unexpected EOF in 2ms; budget refused: retry: budget exhausted"},
+		}, "GET orders /v1/items: failed in 2ms: unexpected EOF; s1 refused by its breaker; s2 (10.0.0.2:80) unexpected EOF in 2ms; refused by budget"},
 		{"refused at once", func(f *call.Frame) {
 			f.Refused("", "rate", errOpen)
 			f.Finish(at(80*time.Microsecond), 0, errOpen)
-		}, "GET orders /v1/items: breaker: open after 80µs; rate refused: breaker: open"},
+		}, "GET orders /v1/items: failed in 80µs: breaker: open; refused by rate"},
 		{"the body broke", func(f *call.Frame) {
 			i := f.Send(start, nil, "", "10.0.0.1:80")
 			f.Answered(at(2*ms), nil, 200, fine)
@@ -93,7 +93,7 @@ func TestCallAsOneLine(t *testing.T) {
 			f, log := push(t)
 			test.run(f)
 			require.Equal(t, test.want, f.Record().String())
-			require.Equal(t, test.want+"\n", log.String())
+			require.Equal(t, test.want, log.String())
 		})
 	}
 }
@@ -208,7 +208,7 @@ func TestFinishedIsAnEvent(t *testing.T) {
 	f.Finish(at(ms), 200, nil)
 	e := call.Finished{Record: f.Record()}
 	require.Equal(t, "call.finished", e.EventName())
-	require.Equal(t, slog.LevelInfo, e.Level())
+	require.Equal(t, slog.LevelDebug, e.Level())
 	got := map[string]any{}
 	for _, a := range e.LogValue().Group() {
 		got[a.Key] = a.Value.Any()
@@ -218,5 +218,6 @@ func TestFinishedIsAnEvent(t *testing.T) {
 	}, got)
 	require.Equal(t, slog.LevelWarn, call.Finished{Record: call.Record{Err: io.EOF}}.Level())
 	require.Equal(t, slog.LevelWarn, call.Finished{Record: call.Record{Status: 500}}.Level())
-	require.Equal(t, slog.LevelInfo, call.Finished{Record: call.Record{Status: 404}}.Level())
+	require.Equal(t, slog.LevelDebug, call.Finished{Record: call.Record{Status: 404, Attempts: make([]call.Attempt, 1)}}.Level())
+	require.Equal(t, slog.LevelInfo, call.Finished{Record: call.Record{Status: 200, Attempts: make([]call.Attempt, 2)}}.Level())
 }

@@ -104,22 +104,26 @@ func (in *input) take(now time.Time, u update) {
 // nobody is what to pass on where no resolver has endpoints: nothing as long as
 // some have not answered, then a failure, and an empty set only if none failed.
 func nobody(late bool, inputs []input) []update {
-	answered, news := true, false
+	news := false
 	out := update{set: union(inputs)}
 	for i := range inputs {
 		in := &inputs[i]
-		answered, news = answered && in.answered(), news || in.news()
+		news = news || in.news()
 		if in.err != nil && out.err == nil {
 			out = update{err: in.err}
 		}
 	}
-	if !news || !answered && !late {
+	if !news || !late && !answered(inputs) {
 		return nil
 	}
 	for i := range inputs {
 		inputs[i].fresh, inputs[i].told = false, true
 	}
 	return []update{out}
+}
+
+func answered(inputs []input) bool {
+	return !slices.ContainsFunc(inputs, func(in input) bool { return !in.answered() })
 }
 
 // union is all endpoints of inputs, of each Key the first.
@@ -146,17 +150,20 @@ func union(inputs []input) Set {
 // those with the same Key, the one of the earlier resolver counts.
 //
 // A resolver that fails keeps its last set in the union, and its error is passed
-// on; one whose watch ends is started again, as [Supervise] does it. To begin
-// with, an error or an empty set waits until every resolver has answered, but no
-// longer than a second.
+// on; one whose watch ends is started again, as [Supervise] does it. The first
+// set, or error, waits until every resolver has answered, but no longer than a
+// second.
 func Merge(resolvers ...Resolver) Resolver {
 	return several{slices.Clone(resolvers), func() combine { return merge }}
 }
 
 func merge(_ time.Time, late bool, _ string, inputs []input) ([]update, time.Time) {
 	set := union(inputs)
-	if len(set.Endpoints) == 0 {
+	switch {
+	case len(set.Endpoints) == 0:
 		return nobody(late, inputs), time.Time{}
+	case !late && !answered(inputs):
+		return nil, time.Time{}
 	}
 	var sets, errs []update
 	for i := range inputs {

@@ -26,13 +26,28 @@ func TestMergeIsTheUnionOfAll(t *testing.T) {
 		s, r := sources(2)
 		rec := record(t.Context(), t, Merge(r...), "orders")
 		s[0].push(Set{TTL: time.Minute, Endpoints: Addrs("a:1", "b:1")})
-		require.Equal(t, []string{"a:1", "b:1"}, addrsOf(rec.take()[0].set), "without waiting for the other")
+		require.Empty(t, rec.take(), "the first set is the whole")
 		s[1].push(Set{TTL: time.Second, Endpoints: []Endpoint{{Addr: "b:1", Zone: "other"}, {Addr: "c:1"}}})
 		got := rec.take()
 		require.Len(t, got, 1)
 		require.Equal(t, Set{TTL: time.Second, Endpoints: Addrs("a:1", "b:1", "c:1")}, got[0].set, "of two with a Key the first counts")
 		s[0].push(Set{})
 		require.Equal(t, []string{"b:1", "c:1"}, addrsOf(rec.take()[0].set))
+	})
+}
+
+func TestMergeDoesNotWaitLongForAResolverThatIsSilent(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s, r := sources(2)
+		rec := record(t.Context(), t, Merge(r...), "orders")
+		s[0].push(of("a:1"))
+		time.Sleep(time.Second)
+		got := rec.take()
+		require.Len(t, got, 1)
+		require.Equal(t, []string{"a:1"}, addrsOf(got[0].set))
+		require.Equal(t, time.Second, got[0].at)
+		s[0].push(of("b:1"))
+		require.Equal(t, []string{"b:1"}, addrsOf(rec.take()[0].set))
 	})
 }
 

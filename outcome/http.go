@@ -124,6 +124,10 @@ func wellFormed(req *http.Request) bool {
 	if req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method) {
 		return false // a method is a token, as a field name is
 	}
+	if req.Header == nil || req.ContentLength != 0 && req.Body == nil {
+		return false
+	}
+	// Not Trailer: whoever reads the body may be writing to it just now.
 	for name, values := range req.Header {
 		if !httpguts.ValidHeaderFieldName(name) {
 			return false

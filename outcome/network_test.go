@@ -354,6 +354,8 @@ func TestRequestsThatNoTransportSendsAreNeutral(t *testing.T) {
 		"method with a space":       func(r *http.Request) { r.Method = "GET IT" },
 		"header name with a space":  func(r *http.Request) { r.Header["Bad Name"] = []string{"x"} },
 		"header value with newline": func(r *http.Request) { r.Header["X-Bad"] = []string{"a\r\nb: c"} },
+		"no header":                 func(r *http.Request) { r.Header = nil },
+		"length without a body":     func(r *http.Request) { r.Body, r.ContentLength = nil, 7 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			req := request(t, "GET", s.URL(), "")
