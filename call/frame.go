@@ -30,15 +30,7 @@ func (c *Chain) Len() int {
 func (c *Chain) Members() []any { return slices.Clone(c.members) }
 
 func (c *Chain) has(member any) bool {
-	if c == nil {
-		return false
-	}
-	for _, m := range c.members {
-		if m == member {
-			return true
-		}
-	}
-	return false
+	return c != nil && slices.Contains(c.members, member)
 }
 
 // Info is what an entry knows of its call when it pushes a frame.
@@ -279,7 +271,8 @@ func (f *Frame) SetLatencyNeutral(neutral bool) {
 func (f *Frame) LatencyNeutral() bool { return f != nil && f.latencyNeutral }
 
 // Refused notes that a node, or a layer, refused the attempt that is about to
-// be made. by names what refused: "breaker", "concurrency", …
+// be made. by names what refused: "breaker", "concurrency", …; it is empty, and
+// so is node, if there was no node to ask.
 func (f *Frame) Refused(node, by string, err error) {
 	if f == nil {
 		return
@@ -287,6 +280,15 @@ func (f *Frame) Refused(node, by string, err error) {
 	f.lock()
 	f.refused = append(f.refused, Refusal{Node: node, By: by, Err: err})
 	f.unlock()
+}
+
+// Refusals returns how many times Refused has been called since the last attempt
+// began.
+func (f *Frame) Refusals() int {
+	if f == nil {
+		return 0
+	}
+	return len(f.refused)
 }
 
 // Send notes that an attempt is now being sent to a node: its identity (key,
@@ -342,8 +344,7 @@ func sameError(a, b error) bool {
 	if a == nil || b == nil {
 		return false
 	}
-	t := reflect.TypeOf(a)
-	return t == reflect.TypeOf(b) && t.Comparable() && a == b
+	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b //nolint:errorlint // identity is the point
 }
 
 // Ended notes that the body of attempt i has come to its end, or broken with

@@ -26,7 +26,7 @@ func ChainOf(rt http.RoundTripper) *Chain {
 		}
 		// What == would panic on, such as a struct with a func in it, is not
 		// one of ours.
-		if reflect.TypeOf(layer).Comparable() {
+		if reflect.ValueOf(layer).Comparable() {
 			members = append(members, layer)
 		}
 		rt = layer.Unwrap()

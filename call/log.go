@@ -111,7 +111,8 @@ type Attempt struct {
 type Refusal struct {
 	// Node is the node's identity; empty if a layer refused for all nodes.
 	Node string
-	// By names what refused: "breaker", "concurrency", "rate", …
+	// By names what refused: "breaker", "concurrency", "rate", …; empty if there
+	// was no node to ask.
 	By string
 	// Err is the refusal's error.
 	Err error
@@ -209,7 +210,10 @@ func cause(err error) error {
 
 // String returns who refused. Err says more.
 func (r Refusal) String() string {
-	if r.Node == "" {
+	switch {
+	case r.By == "":
+		return "no node"
+	case r.Node == "":
 		return "refused by " + r.By
 	}
 	return r.Node + " refused by its " + r.By

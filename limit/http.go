@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"context"
 	"io"
 	"net/http"
 
@@ -12,8 +13,8 @@ import (
 // Layer lets requests through to next as [Rate.Wait] does; nil is
 // http.DefaultTransport. A refused request's body is closed.
 func (r *Rate) Layer(next http.RoundTripper) http.RoundTripper {
-	return newTransport(next, "rate", func(req *http.Request) (Lease, error) {
-		return Lease{}, r.wait(req.Context(), req.Cancel) //nolint:staticcheck // deprecated, but not gone
+	return newTransport(next, "rate", func(ctx context.Context, req *http.Request) (Lease, error) {
+		return Lease{}, r.wait(ctx, req.Cancel) //nolint:staticcheck // deprecated, but not gone
 	})
 }
 
@@ -27,8 +28,8 @@ func (g *RateGroup) Layer(next http.RoundTripper) http.RoundTripper {
 // function must be safe for concurrent use and leave the request alone.
 func (g *RateGroup) LayerBy(key func(*http.Request) string) func(http.RoundTripper) http.RoundTripper {
 	return func(next http.RoundTripper) http.RoundTripper {
-		return newTransport(next, "rate", func(req *http.Request) (Lease, error) {
-			return Lease{}, g.Get(key(req)).wait(req.Context(), req.Cancel) //nolint:staticcheck // as above
+		return newTransport(next, "rate", func(ctx context.Context, req *http.Request) (Lease, error) {
+			return Lease{}, g.Get(key(req)).wait(ctx, req.Cancel) //nolint:staticcheck // as above
 		})
 	}
 }
@@ -38,8 +39,8 @@ func (g *RateGroup) LayerBy(key func(*http.Request) string) func(http.RoundTripp
 // to the end or closed: that of an upgraded connection (101) until it is closed.
 // A refused request's body is closed.
 func (c *Concurrency) Layer(next http.RoundTripper) http.RoundTripper {
-	return newTransport(next, "concurrency", func(req *http.Request) (Lease, error) {
-		return c.acquire(req.Context(), req.Cancel) //nolint:staticcheck // as above
+	return newTransport(next, "concurrency", func(ctx context.Context, req *http.Request) (Lease, error) {
+		return c.acquire(ctx, req.Cancel) //nolint:staticcheck // as above
 	})
 }
 
@@ -47,10 +48,10 @@ func (c *Concurrency) Layer(next http.RoundTripper) http.RoundTripper {
 type transport struct {
 	layer.Base
 	by    string
-	admit func(*http.Request) (Lease, error)
+	admit func(context.Context, *http.Request) (Lease, error)
 }
 
-func newTransport(next http.RoundTripper, by string, admit func(*http.Request) (Lease, error)) http.RoundTripper {
+func newTransport(next http.RoundTripper, by string, admit func(context.Context, *http.Request) (Lease, error)) http.RoundTripper {
 	t := &transport{by: by, admit: admit}
 	return t.Around(t, next)
 }
@@ -61,7 +62,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
-	lease, err := t.admit(req)
+	ctx, cancel := layer.Within(req.Context(), f)
+	defer cancel()
+	lease, err := t.admit(ctx, req)
 	if err != nil {
 		if outcome.Refused(err) {
 			f.Refused("", t.by, err)

@@ -2,11 +2,13 @@
 package layer
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/outcome"
 )
 
 // Base is the part of a layer that is the same in all of them: what it wraps,
@@ -47,6 +49,18 @@ func (b *Base) Enter(
 		Finish(frame, req, resp, err)
 	}
 	return resp, err
+}
+
+// Within returns ctx, bounded by the deadline of the frame's call if it has one:
+// that is ours and so no part of the call's context, but whoever waits before an
+// attempt keeps to it.
+func Within(ctx context.Context, f *call.Frame) (context.Context, context.CancelFunc) {
+	deadline := f.Deadline()
+	if deadline.IsZero() {
+		return ctx, func() {}
+	}
+	return context.WithDeadlineCause(ctx, deadline,
+		&outcome.TimeoutError{Kind: outcome.ErrCallTimeout, After: deadline.Sub(f.Start())})
 }
 
 // Finish ends the call of a frame that was pushed for req, with what its caller
