@@ -81,7 +81,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 			fl.End()
 		}
 	}()
-	sent, req := c.frame.Attempts(), c.req
+	sent, refused, req := c.frame.Attempts(), c.frame.Refusals(), c.req
 	if c.watched || hasBody(body) {
 		start = clock.Now()
 		fl = &flight{cfg: c.cfg, req: c.req}
@@ -103,7 +103,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 	if fl != nil {
 		c.land(fl, &a)
 	}
-	c.judge(&a, fl, start, c.frame.Attempts() > sent)
+	c.judge(&a, fl, start, c.frame.Attempts() > sent, c.frame.Refusals() > refused)
 	if fl != nil && a.resp != nil {
 		a.resp.Body = fl.Wrap(a.resp.Body, fl.ender())
 	}
@@ -112,8 +112,9 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 }
 
 // judge fills in the answer's outcome: what an inner layer made of it, or else
-// what we do. Where no inner layer has logged the attempt, we do that too.
-func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner bool) {
+// what we do. Where no inner layer has logged the attempt, we do that too, unless
+// one has refused it: then there was none.
+func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused bool) {
 	if inner {
 		if o, known := c.frame.Outcome(a.resp, a.err); known {
 			a.o = o
@@ -121,8 +122,8 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner bool) {
 		}
 	}
 	a.o = c.cfg.Classifier.Classify(c.req, a.resp, a.err)
-	if inner || c.frame == nil || a.err != nil && outcome.Refused(a.err) {
-		return // a refused attempt is none
+	if inner || c.frame == nil || a.err != nil && (refused || outcome.Refused(a.err)) {
+		return
 	}
 	now := clock.Now()
 	if start.IsZero() {
