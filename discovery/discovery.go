@@ -29,7 +29,10 @@
 package discovery
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -43,10 +46,10 @@ type Endpoint struct {
 	// a pod's name rather than its address. Default: Addr.
 	ID string `json:"id,omitempty"`
 	// Addr is host:port, or unix:/path. Where the port is missing it is filled
-	// in from the scheme of the call: 80 for http, 443 for https.
-	Addr string `json:"addr"`
+	// in from the scheme of the call: 80 for http, 443 for https. Required.
+	Addr string `json:"addr,omitempty"`
 	// Fallback lists other addresses of the same instance, such as its IPv6
-	// one, that are tried when Addr does not connect (RFC 8305).
+	// one, that are tried when Addr does not connect (RFC 8305). Default: none.
 	Fallback []string `json:"fallback,omitempty"`
 	// ServerName is the name to verify the instance's TLS certificate against.
 	// Default: the service's name.
@@ -82,6 +85,32 @@ func (e Endpoint) Equal(o Endpoint) bool {
 		e.Priority == o.Priority && e.Region == o.Region && e.Zone == o.Zone &&
 		maps.Equal(e.Metadata, o.Metadata)
 }
+
+// UnmarshalJSON reads an object with the fields' names, none of them unknown, or
+// a string, which is the Addr.
+func (e *Endpoint) UnmarshalJSON(data []byte) error {
+	var read endpoint
+	switch data[0] {
+	case '"':
+		if err := json.Unmarshal(data, &read.Addr); err != nil {
+			return err
+		}
+	case '{':
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&read); err != nil {
+			return err
+		}
+	case 'n': // null, which by convention changes nothing
+		return nil
+	default:
+		return errors.New("want a string or an object")
+	}
+	*e = Endpoint(read)
+	return nil
+}
+
+type endpoint Endpoint // without the method
 
 // Set is all endpoints of a service at one moment. It is immutable.
 type Set struct {

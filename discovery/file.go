@@ -132,7 +132,10 @@ func decodeFile(content []byte) (map[string][]Endpoint, error) {
 		}
 		endpoints := make([]Endpoint, len(list))
 		for i, raw := range list {
-			if err := decodeEndpoint(raw, &endpoints[i]); err != nil {
+			if string(raw) == "null" {
+				return nil, fmt.Errorf("%q[%d] is null, want a string or an object", service, i)
+			}
+			if err := json.Unmarshal(raw, &endpoints[i]); err != nil {
 				return nil, fmt.Errorf("%q[%d]: %w", service, i, err)
 			}
 		}
@@ -145,18 +148,6 @@ func decodeFile(content []byte) (map[string][]Endpoint, error) {
 		return nil, syntaxError(d, err, "want nothing after the object")
 	}
 	return services, nil
-}
-
-func decodeEndpoint(raw json.RawMessage, e *Endpoint) error {
-	if raw[0] == '"' {
-		return json.Unmarshal(raw, &e.Addr)
-	}
-	if raw[0] != '{' {
-		return fmt.Errorf("endpoint is %.40s, want a string or an object", raw)
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	return d.Decode(e)
 }
 
 // syntaxError says where in the file something is wrong, and what: err, or else

@@ -69,7 +69,7 @@ func TestFileIsRefusedWholeWithAClearError(t *testing.T) {
 		"null":              {`{"orders": null}`, `"orders": at byte 15: want a list of endpoints`},
 		"unknown field":     {`{"orders": ["a:1", {"addr": "b:1", "wieght": 2}]}`, `"orders"[1]: json: unknown field "wieght"`},
 		"wrong type":        {`{"orders": [{"addr": "b:1", "weight": "2"}]}`, `"orders"[0]: json: cannot unmarshal string`},
-		"number for a name": {`{"orders": [7]}`, `"orders"[0]: endpoint is 7, want a string or an object`},
+		"number for a name": {`{"orders": [7]}`, `"orders"[0]: want a string or an object`},
 		"twice":             {`{"orders": [], "users": [], "orders": []}`, `"orders" is there twice`},
 	} {
 		t.Run(name, func(t *testing.T) {
