@@ -1,0 +1,384 @@
+package balancer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/internal/attempt"
+	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
+	"github.com/backstay/backstay/outcome"
+)
+
+// Layer returns an http.RoundTripper that sends each request to a node of the
+// service. It is of the type func(http.RoundTripper) http.RoundTripper; a nil
+// next is http.DefaultTransport.
+//
+// If next is an *http.Transport, it is a template: each node gets a transport
+// like it, whose connections go to the node's address, whatever the request's
+// URL says. Names in certificates and Host headers stay those of the URL. Where
+// the template's Proxy applies to a request, and where the template makes its
+// TLS connections itself (DialTLSContext) or has a protocol registered for
+// http or https, the nodes cannot be told apart: the service is then one node
+// under its own name, and requests go through the template itself.
+//
+// Over any other RoundTripper requests are sent with the node's address in
+// their URL. That works for http only; https requests fail, because nobody
+// could check the certificate's name.
+//
+// The response's Request is the layer's own, as it was given.
+func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
+	l := &transport{b: b, conns: make(map[*Node]*conn)}
+	l.Around(l, next)
+	if t, ok := l.Next.(*http.Transport); ok {
+		if opaque(t) {
+			l.opaque = true
+		} else {
+			l.template = t
+			l.proxy, l.proxyByHost = t.Proxy, t.Proxy != nil && fromEnvironment(t.Proxy)
+		}
+	}
+	b.mu.Lock()
+	b.layers = append(b.layers, l)
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		l.close()
+	}
+	return l
+}
+
+// transport is what Layer returns.
+type transport struct {
+	layer.Base
+	b *Balancer
+
+	template    *http.Transport // what nodes' transports are made from; may be nil
+	opaque      bool            // Next cannot be had per node
+	proxy       func(*http.Request) (*url.URL, error)
+	proxyByHost bool     // proxy's answers may be kept
+	proxied     sync.Map // its answers: bool by "scheme://host"
+
+	mu     sync.Mutex
+	conns  map[*Node]*conn
+	alone  *Balancer // the service as one node under its own name; may be nil
+	closed bool
+}
+
+// CloseIdleConnections closes the idle connections to all nodes.
+func (l *transport) CloseIdleConnections() {
+	l.mu.Lock()
+	conns := make([]*conn, 0, len(l.conns))
+	for _, c := range l.conns {
+		conns = append(conns, c)
+	}
+	l.mu.Unlock()
+	for _, c := range conns {
+		if c.rt != nil {
+			c.rt.CloseIdleConnections()
+		}
+	}
+	l.Base.CloseIdleConnections()
+}
+
+// RoundTrip sends req to a node.
+func (l *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return l.Enter(req, l.attempt)
+}
+
+func (l *transport) attempt(req *http.Request, frame *call.Frame) (*http.Response, error) {
+	if err := l.check(req); err != nil {
+		layer.CloseBody(req)
+		return nil, err
+	}
+	x := &exchange{layer: l, frame: frame, req: req}
+	b, direct := l.route(req)
+	now := clock.Now()
+	c := Call{Now: now, Avoid: b.tried(frame), LatencyNeutral: frame.LatencyNeutral()}
+	ctx := req.Context()
+	if b.current.Load() == nil { // the first endpoints may be waited for
+		var cancel context.CancelFunc
+		ctx, cancel = layer.Within(ctx, frame)
+		defer cancel()
+	}
+	for tries := 0; ; tries++ {
+		if err := b.acquire(ctx, &c, frame, &x.lease); err != nil {
+			if _, none := errors.AsType[*Error](err); none {
+				frame.Refused("", "", err)
+			}
+			layer.CloseBody(req)
+			return nil, err
+		}
+		n := x.lease.node
+		if tries == 2 || !n.leaving.Load() {
+			return x.send(now, direct)
+		}
+		// It has left since it was picked, and its connections may be closed. From
+		// here on a node that leaves sees the lease and waits for it.
+		x.lease.Done(now, outcome.Outcome{Class: outcome.Neutral})
+		c.Avoid = append(slices.Clone(c.Avoid), n)
+	}
+}
+
+// tried lists the nodes that this call has been sent to before.
+func (b *Balancer) tried(frame *call.Frame) []*Node {
+	if frame.Attempts() == 0 {
+		return nil
+	}
+	var nodes []*Node
+	for _, key := range frame.TriedNodes() {
+		if n, ok := key.(*Node); ok && n.owner == b {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
+// untried reports whether there is an eligible node that this call has not been
+// sent to.
+func (b *Balancer) untried(frame *call.Frame) bool {
+	s := b.current.Load()
+	return s != nil && slices.ContainsFunc(s.eligible, func(n *Node) bool { return !frame.Tried(n) })
+}
+
+// URLError is why a request cannot be sent at all.
+type URLError struct {
+	// URL is the request's, without user, password and query.
+	URL string
+	// Reason says what is wrong with it.
+	Reason string
+}
+
+// Error names the URL and the reason.
+func (e *URLError) Error() string { return fmt.Sprintf("balancer: URL %q: %s", e.URL, e.Reason) }
+
+// NotSent is true.
+func (e *URLError) NotSent() bool { return true }
+
+// Refused is true: it is not the peer that said no.
+func (e *URLError) Refused() bool { return true }
+
+func (l *transport) check(req *http.Request) error {
+	u := req.URL
+	if u == nil {
+		return &URLError{Reason: "is nil, want one with a scheme and a host"}
+	}
+	var reason string
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		reason = fmt.Sprintf("scheme is %q, want http or https", u.Scheme)
+	case u.Host == "":
+		reason = `host is "", want the service's name`
+	case u.Scheme == "https" && l.template == nil && !l.opaque:
+		reason = fmt.Sprintf("https needs an *http.Transport below, to check the certificate's name; have %T", l.Next)
+	default:
+		return nil
+	}
+	return &URLError{URL: (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String(), Reason: reason}
+}
+
+// route returns the balancer to ask, and whether the request goes through next
+// as it is, to the one node that the service then is.
+func (l *transport) route(req *http.Request) (b *Balancer, direct bool) {
+	if !l.opaque && (l.proxy == nil || !l.goesByProxy(req)) {
+		return l.b, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.alone == nil {
+		e := discovery.Endpoint{ID: l.b.service, Addr: l.b.service}
+		if e.Validate() != nil {
+			e.Addr = "0.0.0.0" // nobody dials it
+		}
+		cfg := l.b.cfg
+		// Static cannot fail to resolve, and the config has been validated.
+		l.alone, _ = New(l.b.service, discovery.Static(e), &cfg)
+		if l.closed {
+			_ = l.alone.Close()
+		}
+	}
+	return l.alone, true
+}
+
+func (l *transport) goesByProxy(req *http.Request) bool {
+	if !l.proxyByHost {
+		u, err := l.proxy(req)
+		return u != nil || err != nil // let the template tell the error
+	}
+	key := hostKey{req.URL.Scheme, req.URL.Host}
+	if known, ok := l.proxied.Load(key); ok {
+		return known.(bool)
+	}
+	u, err := l.proxy(req)
+	l.proxied.Store(key, u != nil || err != nil)
+	return u != nil || err != nil
+}
+
+type hostKey struct{ scheme, host string }
+
+// conn returns the layer's connections to n.
+func (l *transport) conn(n *Node) *conn {
+	if c := n.conn.Load(); c != nil && c.layer == l {
+		return c
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conns[n]
+	if c == nil {
+		c = newConn(l, n)
+		if l.closed {
+			c.close()
+		}
+		l.conns[n] = c
+		n.conn.CompareAndSwap(nil, c) // the first layer of a balancer has it quickest
+	}
+	return c
+}
+
+// drop closes the connections to a node that has left.
+func (l *transport) drop(n *Node) {
+	l.mu.Lock()
+	c := l.conns[n]
+	delete(l.conns, n)
+	l.mu.Unlock()
+	if c != nil {
+		c.close()
+	}
+}
+
+// close closes all connections.
+func (l *transport) close() {
+	l.mu.Lock()
+	l.closed = true
+	conns, alone := l.conns, l.alone
+	l.conns = make(map[*Node]*conn)
+	l.mu.Unlock()
+	for _, c := range conns {
+		c.close()
+	}
+	if alone != nil {
+		_ = alone.Close()
+	}
+}
+
+// exchange is one attempt on one node: its lease, its context and its bodies, in
+// one allocation.
+type exchange struct {
+	attempt.Attempt
+	layer *transport
+	frame *call.Frame
+	req   *http.Request
+	lease Lease
+	index int // the attempt's, in the frame
+}
+
+func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
+	l, n, req := x.layer, x.lease.node, x.req
+	x.index = x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)
+	settled := false
+	defer func() {
+		if !settled { // a panic or Goexit below: the attempt failed, and goes on failing
+			x.End()
+			x.lease.Done(clock.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
+		}
+	}()
+
+	limits := attempt.Limits{Attempt: x.frame.AttemptTimeout(), Deadline: x.frame.Deadline()}
+	if limits.Attempt == 0 {
+		limits.Attempt = l.b.cfg.AttemptTimeout
+	}
+	if !limits.Deadline.IsZero() {
+		limits.Call = limits.Deadline.Sub(x.frame.Start())
+	}
+	x.Start(req.Context(), now, limits)
+	out := x.Request(req)
+	rt := l.Next
+	if !direct {
+		c := l.conn(n)
+		if c.rt != nil {
+			rt = c.rt
+		} else if err := c.readdress(out); err != nil {
+			settled = true
+			layer.CloseBody(req)
+			return nil, x.fail(err)
+		}
+	}
+	resp, err := rt.RoundTrip(out)
+	if err == nil && resp == nil {
+		err = errNoResponse
+	}
+	if err == nil {
+		if late := x.Headers(); late != nil {
+			if resp.Body != nil {
+				_ = resp.Body.Close()
+			}
+			err = late
+		}
+	}
+	if err != nil {
+		settled = true
+		return nil, x.fail(err)
+	}
+	now = clock.Now()
+	o := l.b.cfg.Classifier.Classify(req, resp, nil)
+	o = x.lease.Answered(now, o)
+	x.frame.Answered(now, resp, resp.StatusCode, o)
+	resp.Request = req
+	resp.Body = x.Wrap(resp.Body, x)
+	settled = true
+	return resp, nil
+}
+
+// fail ends an attempt that got no response.
+func (x *exchange) fail(err error) error {
+	err = x.Error(err)
+	x.End()
+	now := clock.Now()
+	o := x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
+	o = x.lease.Answered(now, o)
+	x.lease.Done(now, o)
+	x.frame.Answered(now, nil, 0, o)
+	x.frame.Ended(now, x.index, o)
+	x.frame.SetOthers(x.lease.owner.untried(x.frame))
+	return err
+}
+
+// Ended is told how the response's body ended.
+func (x *exchange) Ended(err error) {
+	var o outcome.Outcome
+	if err != nil && !errors.Is(err, attempt.ErrClosed) {
+		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
+	}
+	now := clock.Now()
+	x.lease.Done(now, o)
+	x.frame.Ended(now, x.index, o)
+}
+
+var (
+	errAborted    = errors.New("balancer: the attempt ended in a panic")
+	errNoResponse = errors.New("balancer: the transport returned neither a response nor an error")
+)
+
+// readdress sends out, a copy already, to the node instead of the service's name.
+func (c *conn) readdress(out *http.Request) error {
+	u := *out.URL
+	hostport, err := c.hostport(cmp.Or(u.Port(), "80"))
+	if err != nil {
+		return err
+	}
+	if out.Host == "" {
+		out.Host = u.Host
+	}
+	u.Host = hostport
+	out.URL = &u
+	return nil
+}

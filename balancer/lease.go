@@ -1,0 +1,171 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/limit"
+	"github.com/backstay/backstay/outcome"
+)
+
+// Lease is permission to send one attempt to a node, given back exactly once:
+// [Lease.Answered] at the answer's headers, if they come, and [Lease.Done] at
+// the end of the body or stream. Done alone does both. Give it back in a
+// deferred call, so that a panic does not keep it. Later calls do nothing; so
+// does the zero Lease.
+//
+// A Lease is a value that must not be copied once in use, and is not safe for
+// concurrent use by itself: Answered and Done may come from different
+// goroutines, but one after the other.
+type Lease struct {
+	node    *Node
+	owner   *Balancer
+	breaker breaker.Lease // inert while the node's gate is free
+	gate    uint64        // the node's, when the lease was taken
+	start   int64
+	state   leaseState
+}
+
+type leaseState uint8
+
+const (
+	leaseOpen     leaseState = 1 << iota // not done yet
+	leaseWaiting                         // counted among those awaiting an answer
+	leaseAnswered                        // has been answered
+	leaseGood                            // and well
+)
+
+// Node returns the node that the attempt goes to; nil for the zero Lease.
+func (l *Lease) Node() *Node { return l.node }
+
+// awaiting is one call awaiting an answer, in a node's load.
+const awaiting = 1 << 32
+
+// acquire takes a lease on n, or says why not: *breaker.OpenError or
+// *limit.FullError.
+func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
+	*l = Lease{node: n, owner: b, gate: n.gate.Load(), start: b.since(call.Now), state: leaseOpen}
+	if l.gate&gateState != gateFree {
+		var err error
+		if l.breaker, err = n.breaker.Acquire(call.Now); err != nil {
+			*l = Lease{}
+			return err
+		}
+	}
+	add := uint64(1)
+	if !call.LatencyNeutral {
+		add += awaiting
+		l.state |= leaseWaiting
+	}
+	load := n.load.Add(add)
+	if most := b.cfg.MaxConcurrency; most > 0 && int64(uint32(load)) > int64(most) { //nolint:gosec // the low half
+		n.load.Add(-add)
+		l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
+		*l = Lease{}
+		return &limit.FullError{Key: n.breaker.Key(), Max: b.cfg.MaxConcurrency}
+	}
+	if load>>32 == 1 {
+		n.firstWaiter.Store(l.start)
+	}
+	return nil
+}
+
+// Answered tells what came of the attempt when the answer's headers are there,
+// or when it failed: it ends the wait for the answer, which is the latency that
+// counts, and gives the breaker its verdict. It returns the outcome as the node
+// sees it: a deadline of the caller's is neutral for those who look at one call,
+// but a failure of a node that has had a second and three times the service's
+// median, or that has left five such calls in a row without an answer.
+func (l *Lease) Answered(now time.Time, o outcome.Outcome) outcome.Outcome {
+	if l.state&(leaseOpen|leaseAnswered) != leaseOpen {
+		return o
+	}
+	now = clock.Or(now)
+	waiting := l.state&leaseWaiting != 0
+	if waiting {
+		l.node.load.Add(-awaiting & math.MaxUint64)
+	}
+	l.state = l.state&^leaseWaiting | leaseAnswered
+	return l.learn(now, !waiting, o)
+}
+
+// Done gives the lease back at the end of the body or stream. If the attempt had
+// been answered well, a failing outcome counts as one failure: the body broke.
+func (l *Lease) Done(now time.Time, o outcome.Outcome) {
+	if l.state&leaseOpen == 0 {
+		return
+	}
+	now = clock.Or(now)
+	n := l.node
+	gone := uint64(1)
+	switch {
+	case l.state&leaseAnswered == 0:
+		waiting := l.state&leaseWaiting != 0
+		if waiting {
+			gone += awaiting
+		}
+		o = l.learn(now, !waiting, o)
+	case l.state&leaseGood != 0 && o.Class == outcome.Failure:
+		n.countBroken(l, now, &o)
+	}
+	l.state = 0
+	if l.gate&gateState != gateFree {
+		l.breaker.Done(now, o)
+	}
+	if load := n.load.Add(-gone); load == 0 && n.leaving.Load() {
+		n.leave()
+	}
+}
+
+// learn takes what came of the attempt into the node's estimates, and has the
+// breaker told.
+func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) outcome.Outcome {
+	n, at := l.node, l.owner.since(now)
+	elapsed := at - l.start
+	if o.Class == outcome.Neutral {
+		if o = n.judge(l.owner, elapsed, o); o.Class == outcome.Neutral {
+			if !latencyNeutral {
+				n.raise(at, elapsed)
+			}
+			l.breaker.Answered(now, o)
+			return o
+		}
+	} else if n.unanswered.Load() != 0 {
+		n.unanswered.Store(0)
+	}
+	switch {
+	case o.Class == outcome.Failure:
+		n.inRow.Add(1)
+	case n.inRow.Load() != 0:
+		n.inRow.Store(0)
+	}
+	if o.Class == outcome.Success {
+		l.state |= leaseGood
+	}
+	n.observe(at, elapsed, &o, latencyNeutral)
+	n.count(l, now, at, &o)
+	l.owner.refresh(at)
+	return o
+}
+
+const (
+	unansweredLimit = 5
+	deadlineFloor   = int64(time.Second)
+	deadlineFactor  = 3
+)
+
+// judge decides whether a neutral outcome is one after all: see Answered.
+func (n *Node) judge(b *Balancer, elapsed int64, o outcome.Outcome) outcome.Outcome {
+	if !errors.Is(o.Err, context.DeadlineExceeded) || outcome.Refused(o.Err) {
+		return o
+	}
+	enough := max(deadlineFloor, int64(deadlineFactor*b.typicalLatency()))
+	if n.unanswered.Add(1) >= unansweredLimit || elapsed >= enough {
+		o.Class = outcome.Failure
+	}
+	return o
+}

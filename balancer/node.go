@@ -1,0 +1,162 @@
+package balancer
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/outcome"
+)
+
+// Node is an endpoint with its live state in one balancer. It lives as long as
+// the endpoint's identity is in the set, through all updates of its other
+// fields. All methods may be called concurrently.
+type Node struct {
+	// What every pick and every answer touches is one cache line, the first: of
+	// ten thousand nodes none is in the processor's cache, and each further line
+	// would cost as much as the rest of a pick.
+	load        atomic.Uint64 // awaiting an answer (high half), in flight (low half)
+	estimate    atomic.Uint64 // latency and the time of the last answer; see packEstimate
+	tally       atomic.Uint64 // good answers of the moment; see packTally
+	rate        atomic.Uint64 // decayed answers and failures before the tally
+	firstWaiter atomic.Int64  // when the first of those that await an answer began
+	rampEnd     atomic.Int64  // when slow start ends
+	inverse     atomic.Uint64 // 1/weight, as the bits of a float64
+	gate        atomic.Uint64 // what the breaker lets through; see gateFree
+
+	owner      *Balancer
+	key        string
+	endpoint   atomic.Pointer[discovery.Endpoint]
+	breaker    *breaker.Breaker
+	conn       atomic.Pointer[conn]
+	ejected    atomic.Int64 // until when the node is ejected; 0: it is not
+	openUntil  atomic.Int64 // while gateOpen
+	unanswered atomic.Int32 // callers' deadlines in a row, with no answer between
+	inRow      atomic.Int32 // failures in a row
+	leaving    atomic.Bool  // has left the set
+	reported   NodeState    // guarded by owner.mu: what observers know
+
+	_ [48]byte // to three lines: then each node begins at one
+}
+
+// Key returns the node's identity: the endpoint's.
+func (n *Node) Key() string { return n.key }
+
+// Endpoint returns the endpoint as it was last yielded. It must not be changed.
+func (n *Node) Endpoint() discovery.Endpoint { return *n.endpoint.Load() }
+
+// Breaker returns the node's breaker.
+func (n *Node) Breaker() *breaker.Breaker { return n.breaker }
+
+// InFlight returns the number of leases that are not done: answers awaited and
+// bodies being read.
+func (n *Node) InFlight() int { return int(uint32(n.load.Load())) } //nolint:gosec // the low half
+
+// Awaiting returns the number of leases that have not been answered yet.
+// [Call.LatencyNeutral] ones do not count.
+func (n *Node) Awaiting() int { return int(n.load.Load() >> 32) } //nolint:gosec // the high half
+
+// Latency returns the present estimate of the time to an answer's headers, and
+// false if nothing has been measured on this node yet.
+func (n *Node) Latency(now time.Time) (time.Duration, bool) {
+	estimate, tick := unpackEstimate(n.estimate.Load())
+	if estimate <= 0 {
+		return 0, false
+	}
+	return time.Duration(float64(estimate) * decay(n.owner.since(now)>>tickShift, tick)), true
+}
+
+// FailureRate returns the share of recent calls that failed, between 0 and 1.
+// The past decays; five calls' worth of doubt keep a single failure from
+// counting for much.
+func (n *Node) FailureRate(now time.Time) float64 { return n.failureRate(n.owner, n.owner.since(now)) }
+
+// String returns the node's identity.
+func (n *Node) String() string { return n.key }
+
+// observe takes an answer into the node's estimates. The latency is elapsed, or
+// what the peer asked for if that is longer. Only a success may lower the
+// estimate: a failure's haste is no virtue.
+func (n *Node) observe(now, elapsed int64, o *outcome.Outcome, latencyNeutral bool) {
+	if o.Class == outcome.Throttled {
+		elapsed = max(elapsed, int64(min(o.After, maxThrottle)))
+	}
+	value := float32(max(elapsed, 1)) // 0 means nothing is known
+	for {
+		word := n.estimate.Load()
+		old, tick := unpackEstimate(word)
+		d := float32(decay(now>>tickShift, tick))
+		updated := old * d
+		switch {
+		case latencyNeutral:
+		case o.Class == outcome.Success && old <= 0: // the first takes a seed's place
+			updated = value
+		case value > abs(updated):
+			updated = value
+		case o.Class == outcome.Success:
+			updated += value * (1 - d)
+		}
+		if n.estimate.CompareAndSwap(word, packEstimate(updated, tickOf(now))) {
+			return
+		}
+	}
+}
+
+// seed gives a node of which nothing is known a guess.
+func (n *Node) seed(now int64, median float64) {
+	word := n.estimate.Load()
+	if estimate, _ := unpackEstimate(word); estimate == 0 {
+		n.estimate.CompareAndSwap(word, packEstimate(-float32(median), tickOf(now)))
+	}
+}
+
+// silence returns how long there has been no sign of life, given the tick of the
+// last answer, while calls wait: since that answer, or since the first of those
+// that wait began.
+func (n *Node) silence(now int64, tick uint32) int64 {
+	return min(int64(ticksSince(now>>tickShift, tick))<<tickShift, now-n.firstWaiter.Load())
+}
+
+// raise takes an attempt that got no answer into the estimate: it took at least
+// so long. It says nothing else, and is no sign of life: if others wait, the
+// silence so far must not be forgotten with the last answer's tick.
+func (n *Node) raise(now, elapsed int64) {
+	for {
+		word := n.estimate.Load()
+		old, tick := unpackEstimate(word)
+		if n.load.Load()>>32 > 0 {
+			elapsed = max(elapsed, n.silence(now, tick))
+		}
+		if float32(elapsed) <= abs(old)*float32(decay(now>>tickShift, tick)) {
+			return
+		}
+		if n.estimate.CompareAndSwap(word, packEstimate(float32(elapsed), tickOf(now))) {
+			return
+		}
+	}
+}
+
+func abs(f float32) float32 { return math.Float32frombits(math.Float32bits(f) &^ (1 << 31)) }
+
+func tickOf(now int64) uint32 { return uint32(now >> tickShift) } //nolint:gosec // modular on purpose
+
+// maxThrottle caps what a Retry-After does to the estimate: gRPC and Envoy, too,
+// take anything longer for a mistake.
+const maxThrottle = 300 * time.Second
+
+// weight returns the endpoint's weight.
+func (n *Node) weight() float64 { return 1 / math.Float64frombits(n.inverse.Load()) }
+
+// inverseWeight returns 1/weight, more during slow start: a node that has just
+// joined is compared as if it could do as little as a tenth.
+func (n *Node) inverseWeight(b *Balancer, now int64) float64 {
+	inverse := math.Float64frombits(n.inverse.Load())
+	if left := n.rampEnd.Load() - now; left > 0 {
+		inverse /= max(slowStartFloor, 1-float64(left)/float64(b.cfg.SlowStart))
+	}
+	return inverse
+}
+
+const slowStartFloor = 0.1

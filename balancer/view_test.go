@@ -1,0 +1,99 @@
+package balancer_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/limit"
+)
+
+func (r *rig) viewOf(keys ...string) *balancer.View {
+	return r.View(func(n *balancer.Node) bool {
+		for _, key := range keys {
+			if n.Key() == key {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// usedBy returns the nodes that a view gives calls to.
+func usedBy(t *testing.T, v *balancer.View) map[string]bool {
+	t.Helper()
+	used := make(map[string]bool)
+	for range 50 {
+		l, err := v.TryAcquire(balancer.Call{})
+		require.NoError(t, err)
+		used[l.Node().Key()] = true
+		l.Done(time.Time{}, success)
+	}
+	return used
+}
+
+func TestViewHasOnlyTheNodesThatAreReady(t *testing.T) {
+	inBubble(t, anyOf(balancer.Config{MaxConcurrency: 5}), endpoints(4), func(t *testing.T, r *rig) {
+		require.Len(t, usedBy(t, r.View(nil)), 4)
+		some := r.viewOf(addr(1), addr(2))
+		require.Equal(t, map[string]bool{addr(1): true, addr(2): true}, usedBy(t, some))
+
+		_, err := r.viewOf().TryAcquire(balancer.Call{})
+		require.ErrorIs(t, err, balancer.ErrNoNodes)
+
+		var held []*balancer.Lease
+		for range 10 {
+			l, err := some.TryAcquire(balancer.Call{})
+			require.NoError(t, err)
+			held = append(held, &l)
+		}
+		_, err = some.TryAcquire(balancer.Call{})
+		require.ErrorIs(t, err, limit.ErrFull, "others have room, but are not in the view")
+		for _, l := range held {
+			l.Done(time.Time{}, success)
+		}
+		idle(t, r.Nodes())
+	})
+}
+
+func TestViewAvoidsTriedAndOpenNodes(t *testing.T) {
+	inBubble(t, anyOf(balancer.Config{}), endpoints(4), func(t *testing.T, r *rig) {
+		l, err := r.viewOf(addr(1), addr(2)).TryAcquire(balancer.Call{Avoid: []*balancer.Node{r.node(addr(1))}})
+		require.NoError(t, err)
+		require.Equal(t, addr(2), l.Node().Key())
+		l.Done(time.Time{}, success)
+
+		before := r.viewOf(addr(1), addr(2))
+		r.open(addr(1))
+		for range 20 {
+			l, err := before.TryAcquire(balancer.Call{})
+			require.NoError(t, err, "a view that does not know yet passes over the node")
+			require.Equal(t, addr(2), l.Node().Key())
+			l.Done(time.Time{}, success)
+		}
+		only := r.viewOf(addr(1))
+		_, err = only.TryAcquire(balancer.Call{})
+		var open *breaker.OpenError
+		require.ErrorAs(t, err, &open)
+		require.Equal(t, 5*time.Second, open.RetryAfter)
+		time.Sleep(5 * time.Second)
+		require.Equal(t, map[string]bool{addr(1): true}, usedBy(t, only), "it probes")
+		require.Equal(t, breaker.Closed, r.node(addr(1)).Breaker().State())
+	})
+}
+
+func TestViewBeforeTheFirstSetAndAfterClose(t *testing.T) {
+	inBubble(t, nil, nil, func(t *testing.T, r *rig) {
+		for range 2 {
+			v := r.View(nil)
+			_, err := v.TryAcquire(balancer.Call{})
+			var e *balancer.Error
+			require.ErrorAs(t, err, &e)
+			require.ErrorIs(t, err, balancer.ErrNoNodes)
+			require.NoError(t, r.Close())
+		}
+	})
+}
