@@ -1,0 +1,309 @@
+package backstay
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/event"
+	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
+)
+
+// Client makes the calls of a process to all services. It is an
+// http.RoundTripper, and embeds an *http.Client over itself, so that it can be
+// used as one: client.Get("http://orders/v1/items"). The host in a request's URL
+// names the service. All methods may be called concurrently.
+type Client struct {
+	*http.Client
+
+	cfg   Config
+	base  http.RoundTripper // what connections are made with; never nil
+	mux   *http.ServeMux    // matches routes; nil if there are none
+	hosts atomic.Pointer[map[hostKey]*service]
+
+	mu       sync.Mutex // guards what follows, and changes of hosts
+	services map[string]*service
+	sweeper  *time.Timer
+	closing  bool
+	leaving  sync.WaitGroup // services on their way out
+}
+
+// hostKey is what a request's URL says of its service, as it says it.
+type hostKey struct{ scheme, host string }
+
+// New returns a client. A nil cfg means every default. The error joins all that
+// is wrong with cfg. Close the client when it is no longer needed.
+func New(cfg *Config) (*Client, error) {
+	c := &Client{services: make(map[string]*service)}
+	if cfg != nil {
+		c.cfg = cfg.clone()
+	}
+	if c.base = c.cfg.Base; c.base == nil {
+		c.base = http.DefaultTransport
+	}
+	if c.cfg.IdleTimeout == 0 {
+		c.cfg.IdleTimeout = 5 * time.Minute
+	}
+	if c.cfg.MaxIdleServices == 0 {
+		c.cfg.MaxIdleServices = 1024
+	}
+	var err error
+	if c.mux, err = c.cfg.validate(); err != nil {
+		return nil, err
+	}
+	c.hosts.Store(new(map[hostKey]*service))
+	c.Client = &http.Client{Transport: c}
+	for name := range c.cfg.Services {
+		s, err := newService(c, name, false)
+		if err != nil {
+			_ = c.Close()
+			return nil, err
+		}
+		c.services[name] = s
+	}
+	return c, nil
+}
+
+// RoundTrip makes one call: to the service that the URL's host names, by the
+// settings of the service and of the route that the request matches. It keeps
+// to http.RoundTripper's contract.
+func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	s, err := c.enter(req)
+	if err != nil {
+		layer.CloseBody(req)
+		return nil, err
+	}
+	if s == nil {
+		return c.base.RoundTrip(req)
+	}
+	defer s.leave()
+	return s.roundTrip(req, s.pipeline(req))
+}
+
+// enter returns the service that req goes to, which the caller leaves when the
+// call is over; nil if the request is not for a service: a redirect to a host
+// that is not known goes out plainly.
+func (c *Client) enter(req *http.Request) (*service, error) {
+	u := req.URL
+	if u == nil {
+		return nil, &RequestError{Err: errors.New("URL is nil, want one with a scheme and a host")}
+	}
+	for {
+		s := (*c.hosts.Load())[hostKey{u.Scheme, u.Host}]
+		if s == nil {
+			var err error
+			if s, err = c.find(req); s == nil || err != nil {
+				return nil, err
+			}
+		}
+		if s.enter() {
+			return s, nil
+		}
+		// It was let go between the look and the step.
+	}
+}
+
+// find is enter's way for hosts that have not been seen in this spelling.
+func (c *Client) find(req *http.Request) (*service, error) {
+	u := req.URL
+	name, err := serviceName(u)
+	if err != nil {
+		return nil, &RequestError{Target: target(u), Err: err}
+	}
+	s, err := c.admit(u, name, nil)
+	if s != nil || err != nil {
+		return s, err
+	}
+	_, listed := c.cfg.Services[name]
+	if !listed {
+		_, listed = c.cfg.Services[hostOf(name)]
+	}
+	if !listed && req.Response != nil {
+		return nil, nil // a redirect to a stranger
+	}
+	built, err := newService(c, name, !listed) // without the lock: it calls the user's layers
+	if err != nil {
+		return nil, &RequestError{Target: target(u), Err: err}
+	}
+	if s, err = c.admit(u, name, built); s != built {
+		built.close() // another call was faster, or the client has been closed
+	}
+	return s, err
+}
+
+// admit returns the service of that name: the one there is, or else fresh, which
+// may be nil.
+func (c *Client) admit(u *url.URL, name string, fresh *service) (*service, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing {
+		return nil, &RequestError{Target: target(u), Err: ErrClosed}
+	}
+	s := c.services[name]
+	if s == nil {
+		if fresh == nil {
+			return nil, nil
+		}
+		s = fresh
+		c.services[name] = s
+		if s.idle {
+			c.makeRoom(s)
+		}
+	}
+	if u.Host == name || u.Host == hostOf(name) { // else spellings without end
+		c.spell(func(hosts map[hostKey]*service) { hosts[hostKey{u.Scheme, u.Host}] = s })
+	}
+	return s, nil
+}
+
+// spell changes the map that RoundTrip reads. c.mu is held.
+func (c *Client) spell(change func(map[hostKey]*service)) {
+	old := *c.hosts.Load()
+	hosts := make(map[hostKey]*service, len(old)+1)
+	maps.Copy(hosts, old)
+	change(hosts)
+	c.hosts.Store(&hosts)
+}
+
+// target is u without what may be secret.
+func target(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}
+
+// roundTrip makes one call by p.
+func (s *service) roundTrip(req *http.Request, p *pipeline) (*http.Response, error) {
+	info := call.InfoOf(req)
+	info.Service, info.Route = s.name, p.pattern
+	ctx, frame := call.Push(req.Context(), p.chain, info)
+	if p.timeout > 0 {
+		frame.SetDeadline(info.Start.Add(p.timeout))
+	}
+	frame.SetAttemptTimeout(p.attemptTimeout)
+	frame.SetLatencyNeutral(p.latencyNeutral)
+	resp, err := p.rt.RoundTrip(req.WithContext(ctx))
+	status := 0
+	if resp != nil {
+		status = resp.StatusCode
+		resp.Request = req // and not one whose context ends with the body
+	}
+	if o := s.client.cfg.Observer; o != nil || call.Logged(ctx) {
+		frame.Finish(clock.Now(), status, err)
+		if o != nil {
+			event.Emit(ctx, o, call.Finished{Record: frame.Record()})
+		}
+	}
+	return resp, err
+}
+
+// CloseIdleConnections closes the idle connections of all services.
+func (c *Client) CloseIdleConnections() {
+	c.mu.Lock()
+	services := c.list()
+	c.mu.Unlock()
+	for _, s := range services {
+		layer.CloseIdle(s.nodes) // the layers above may be the user's, and not pass it on
+	}
+	layer.CloseIdle(c.base)
+}
+
+// list returns the services. c.mu is held.
+func (c *Client) list() []*service {
+	services := make([]*service, 0, len(c.services))
+	for _, s := range c.services {
+		services = append(services, s)
+	}
+	return services
+}
+
+// Ready waits until the endpoints of the given services are known, within ctx;
+// without names, those of all services in Config.Services. It is meant for a
+// readiness probe. The error joins those of the services that are not ready, as
+// far as they are known when the first of them fails.
+func (c *Client) Ready(ctx context.Context, services ...string) error {
+	if len(services) == 0 {
+		for name := range c.cfg.Services {
+			services = append(services, name)
+		}
+	}
+	errs := make([]error, len(services))
+	var all sync.WaitGroup
+	for i, name := range services {
+		all.Go(func() {
+			req := &http.Request{URL: &url.URL{Scheme: "http", Host: name}}
+			s, err := c.enter(req)
+			if err == nil {
+				err = s.balancer.Ready(ctx)
+				s.leave()
+			}
+			errs[i] = err
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// Balancer returns the balancer of a service: its nodes with their state and
+// breakers, to look at and to intervene by hand. It is nil if nothing has been
+// called by that name, or not for so long that the service has been let go. It is
+// the client's, which closes it.
+func (c *Client) Balancer(service string) *balancer.Balancer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.services[service]; s != nil {
+		return s.balancer
+	}
+	return nil
+}
+
+// Layers names what a call passes, from the caller to the connection.
+func (c *Client) Layers() []string {
+	return []string{"observe", "route", "cache", "rate", "concurrency", "retry", "per-attempt", "balancer", "breaker", "connection"}
+}
+
+// Shutdown closes the client gracefully: it takes no more calls, waits until
+// those under way are over and their bodies closed, and then closes. If ctx ends
+// before, it closes at once and returns the context's cause.
+func (c *Client) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	c.closing = true
+	services := c.list()
+	c.hosts.Store(new(map[hostKey]*service))
+	c.mu.Unlock()
+	var err error
+	for _, s := range services {
+		if err = s.drained(ctx); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, c.Close())
+}
+
+// Close closes the client: connections are closed, whatever is still going on
+// over them, and calls fail from now on. It waits for the client's goroutines.
+// It may be called more than once.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closing = true
+	services := c.list()
+	c.services = make(map[string]*service)
+	c.hosts.Store(new(map[hostKey]*service))
+	if c.sweeper != nil {
+		c.sweeper.Stop()
+	}
+	c.mu.Unlock()
+	var all sync.WaitGroup
+	for _, s := range services {
+		all.Go(s.close)
+	}
+	all.Wait()
+	c.leaving.Wait()
+	return nil
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package backstay_test
+
+const underRace = false

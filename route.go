@@ -1,0 +1,56 @@
+package backstay
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// routeHandler is what the client's ServeMux finds: a pattern, and no handler.
+type routeHandler string
+
+func (routeHandler) ServeHTTP(http.ResponseWriter, *http.Request) {}
+
+// newMux returns a ServeMux that matches the routes' patterns; nil without any.
+func newMux(routes map[string]Route) (*http.ServeMux, []error) {
+	if len(routes) == 0 {
+		return nil, nil
+	}
+	mux := http.NewServeMux()
+	var errs []error
+	for _, pattern := range sorted(routes) {
+		if err := handle(mux, pattern); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return mux, errs
+}
+
+// handle registers a pattern. ServeMux panics where it could say no.
+func handle(mux *http.ServeMux, pattern string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("backstay: Routes[%q]: %v", pattern, p)
+		}
+	}()
+	mux.Handle(pattern, routeHandler(pattern))
+	if host := routeHost(pattern); host != strings.ToLower(hostOf(host)) {
+		return fmt.Errorf("backstay: Routes[%q]: host is %q, want it in lower case and without a port: it is that of all ports", pattern, host)
+	}
+	return nil
+}
+
+// routeHost returns the host whose calls a pattern matches; "" for any host's.
+func routeHost(pattern string) string {
+	if i := strings.IndexAny(pattern, " \t"); i >= 0 {
+		pattern = strings.TrimLeft(pattern[i:], " \t")
+	}
+	host, _, _ := strings.Cut(pattern, "/")
+	return host
+}
+
+// routeApplies reports whether calls to a service can match the pattern.
+func routeApplies(pattern, service string) bool {
+	host := routeHost(pattern)
+	return host == "" || host == hostOf(service)
+}
