@@ -1,0 +1,129 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// table is what came of one case in one mode.
+type table struct {
+	Name string `json:"name"`
+	Rows []row  `json:"rows"` // by their median
+}
+
+// row is what came of one peer. Times are in nanoseconds per call.
+type row struct {
+	Peer    string    `json:"peer"`
+	Median  float64   `json:"median"`
+	Bytes   int64     `json:"bytes"`
+	Allocs  int64     `json:"allocs"`
+	Ratio   float64   `json:"ratio,omitempty"` // of the median to ours; 0 if we take no part
+	Samples []float64 `json:"samples"`         // in the order in which they were taken
+}
+
+func (r row) least() float64 { return slices.Min(r.Samples) }
+func (r row) most() float64  { return slices.Max(r.Samples) }
+
+// row returns the row of a peer, or nil.
+func (t table) row(peer string) *row {
+	if i := slices.IndexFunc(t.Rows, func(r row) bool { return r.Peer == peer }); i >= 0 {
+		return &t.Rows[i]
+	}
+	return nil
+}
+
+// measurer takes samples.
+type measurer struct {
+	samples int
+	order   *rand.Rand
+}
+
+func newMeasurer(samples int) *measurer {
+	// The seed is fixed, so that two runs differ in nothing that can be helped.
+	return &measurer{samples: samples, order: rand.New(rand.NewPCG(1, 2))}
+}
+
+// measure measures a case in each of its modes.
+func (m *measurer) measure(c contest) ([]table, error) {
+	var set stage
+	defer set.close()
+	jobs := make([]job, len(c.peers))
+	for i, p := range c.peers {
+		var err error
+		if jobs[i], err = p.setup(&set); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", c.name, p.name, err)
+		}
+	}
+	var tables []table
+	for _, mode := range c.modes {
+		rows, err := m.rounds(c.peers, jobs, mode.callers())
+		if err != nil {
+			return nil, fmt.Errorf("%s/%s: %w", c.name, mode.name, err)
+		}
+		tables = append(tables, table{Name: c.name + "/" + mode.name, Rows: rows})
+	}
+	return tables, nil
+}
+
+// rounds takes one sample of each peer per round, in an order that changes from
+// round to round: nobody always comes after the same one.
+func (m *measurer) rounds(peers []peer, jobs []job, callers int) ([]row, error) {
+	rows := make([]row, len(peers))
+	bytes, allocs := make([][]int64, len(peers)), make([][]int64, len(peers))
+	for range m.samples {
+		for _, i := range m.order.Perm(len(peers)) {
+			s, err := sample(jobs[i], callers)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", peers[i].name, err)
+			}
+			rows[i].Samples = append(rows[i].Samples, float64(s.T.Nanoseconds())/float64(s.N))
+			bytes[i] = append(bytes[i], s.AllocedBytesPerOp())
+			allocs[i] = append(allocs[i], s.AllocsPerOp())
+		}
+	}
+	for i := range rows {
+		rows[i].Peer = peers[i].name
+		rows[i].Median, rows[i].Bytes, rows[i].Allocs = median(rows[i].Samples), median(bytes[i]), median(allocs[i])
+	}
+	slices.SortStableFunc(rows, func(a, b row) int {
+		switch {
+		case a.Median < b.Median:
+			return -1
+		case a.Median > b.Median:
+			return 1
+		}
+		return 0
+	})
+	if us := (table{Rows: rows}).row(ours); us != nil {
+		base := us.Median
+		for i := range rows {
+			rows[i].Ratio = rows[i].Median / base
+		}
+	}
+	return rows, nil
+}
+
+// sample takes one sample. testing.Benchmark collects the garbage before.
+func sample(j job, callers int) (testing.BenchmarkResult, error) {
+	var err error
+	result := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		b.ResetTimer()
+		if err = drive(j, callers, b.N); err != nil {
+			b.FailNow()
+		}
+	})
+	return result, err
+}
+
+// median returns the middle of values, which must not be empty.
+func median[T int64 | float64](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	half := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[half]
+	}
+	return (sorted[half-1] + sorted[half]) / 2
+}

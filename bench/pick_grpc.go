@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+
+	orca "github.com/cncf/xds/go/xds/data/orca/v3"
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/leastrequest"
+	"google.golang.org/grpc/balancer/roundrobin"
+	"google.golang.org/grpc/balancer/weightedroundrobin"
+	"google.golang.org/grpc/connectivity"
+	estats "google.golang.org/grpc/experimental/stats"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/serviceconfig"
+)
+
+const moduleGRPC = "google.golang.org/grpc"
+
+// grpcPicks are the pickers of grpc-go's balancers, and go-zero's, which is one
+// of those too.
+func grpcPicks(n int) []peer {
+	return []peer{
+		grpcPick("grpc-round_robin", moduleGRPC, func(s *stage) (balancer.Picker, error) {
+			_, conn, err := readyBalancer(s, roundrobin.Name, grpcEndpoints(n, nil))
+			return conn.picker, err
+		}),
+		grpcPick("grpc-weighted_round_robin", moduleGRPC, func(s *stage) (balancer.Picker, error) {
+			return weightedPicker(s, n)
+		}),
+		grpcPick("grpc-least_request", moduleGRPC, func(s *stage) (balancer.Picker, error) {
+			cfg := &leastrequest.LBConfig{ChoiceCount: 2}
+			_, conn, err := readyBalancer(s, leastrequest.Name, grpcEndpoints(n, cfg))
+			return conn.picker, err
+		}),
+		grpcPick("go-zero-p2c", moduleGoZero, func(*stage) (balancer.Picker, error) { return goZeroPicker(n) }),
+	}
+}
+
+// grpcPick picks, and says that the call is over.
+func grpcPick(name, module string, build func(*stage) (balancer.Picker, error)) peer {
+	return peer{name: name, module: module, setup: func(s *stage) (job, error) {
+		p, err := build(s)
+		return func(l *loop) error {
+			for l.next() {
+				picked, err := p.Pick(balancer.PickInfo{})
+				if err != nil {
+					return err
+				}
+				if picked.Done != nil {
+					picked.Done(balancer.DoneInfo{})
+				}
+			}
+			return nil
+		}, err
+	}}
+}
+
+// grpcEndpoints is what a balancer is told of its endpoints.
+func grpcEndpoints(n int, cfg serviceconfig.LoadBalancingConfig) balancer.ClientConnState {
+	state := balancer.ClientConnState{BalancerConfig: cfg}
+	for i := range n {
+		addr := resolver.Address{Addr: nodeAddr(i)}
+		state.ResolverState.Endpoints = append(state.ResolverState.Endpoints,
+			resolver.Endpoint{Addresses: []resolver.Address{addr}})
+	}
+	return state
+}
+
+// readyBalancer builds one of grpc-go's balancers and has all its connections
+// ready.
+func readyBalancer(s *stage, name string, state balancer.ClientConnState) (balancer.Balancer, *grpcConn, error) {
+	conn := new(grpcConn)
+	b := balancer.Get(name).Build(conn, balancer.BuildOptions{})
+	s.cleanup(b.Close)
+	err := b.UpdateClientConnState(state)
+	conn.reports.Wait()
+	return b, conn, err
+}
+
+// weightedPicker has the endpoints report unequal loads, so that they have
+// unequal weights, and takes the picker that is made of them then.
+func weightedPicker(s *stage, n int) (balancer.Picker, error) {
+	parser, ok := balancer.Get(weightedroundrobin.Name).(balancer.ConfigParser)
+	if !ok {
+		return nil, fmt.Errorf("%s takes no config", weightedroundrobin.Name)
+	}
+	// The weights are used at once and never looked at again.
+	cfg, err := parser.ParseConfig([]byte(`{"blackoutPeriod": "0s", "weightUpdatePeriod": "86400s"}`))
+	if err != nil {
+		return nil, err
+	}
+	state := grpcEndpoints(n, cfg)
+	b, conn, err := readyBalancer(s, weightedroundrobin.Name, state)
+	if err != nil {
+		return nil, err
+	}
+	for i := range n { // in turn, while there are no weights
+		picked, err := conn.picker.Pick(balancer.PickInfo{})
+		if err != nil {
+			return nil, err
+		}
+		picked.Done(balancer.DoneInfo{ServerLoad: &orca.OrcaLoadReport{
+			ApplicationUtilization: 0.5, RpsFractional: float64(100 + 10*(i%7)),
+		}})
+	}
+	err = b.UpdateClientConnState(state)
+	return conn.picker, err
+}
+
+// grpcConn is what a balancer has for its ClientConn: each connection that it
+// asks for is ready soon after.
+type grpcConn struct {
+	balancer.ClientConn // nil: nothing else is called
+
+	reports sync.WaitGroup
+	mu      sync.Mutex
+	picker  balancer.Picker // the last one; read when the reports are done
+}
+
+func (c *grpcConn) NewSubConn(_ []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
+	return &grpcSubConn{conn: c, listener: opts.StateListener}, nil
+}
+
+func (c *grpcConn) UpdateState(state balancer.State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.picker = state.Picker
+}
+
+func (c *grpcConn) MetricsRecorder() estats.MetricsRecorder {
+	return estats.UnimplementedMetricsRecorder{}
+}
+
+type grpcSubConn struct {
+	balancer.SubConn // nil: nothing else is called
+
+	conn     *grpcConn
+	listener func(balancer.SubConnState)
+}
+
+// Connect reports from another goroutine, for its caller holds locks that the
+// report takes. It awaits the reports of earlier connections, which are cheap as
+// long as the balancer is still at it: afterwards each has a new picker made,
+// and with ten thousand of them that takes a while.
+func (c *grpcSubConn) Connect() {
+	c.conn.reports.Wait()
+	c.conn.reports.Go(func() {
+		c.listener(balancer.SubConnState{ConnectivityState: connectivity.Connecting})
+		c.listener(balancer.SubConnState{ConnectivityState: connectivity.Ready})
+	})
+}
+
+func (c *grpcSubConn) RegisterHealthListener(listener func(balancer.SubConnState)) {
+	c.conn.reports.Go(func() { listener(balancer.SubConnState{ConnectivityState: connectivity.Ready}) })
+}
+
+func (c *grpcSubConn) Shutdown() {}
