@@ -28,25 +28,25 @@ func Chain(base http.RoundTripper, layers ...func(http.RoundTripper) http.RoundT
 		rt = add(rt)
 		members = append(members, call.ChainOf(rt).Members()...)
 	}
-	return &entry{next: rt, chain: call.NewChain(members...)}
+	return &entry{layer.To(rt), call.NewChain(members...)}
 }
 
 // entry is the outer end of a chain: it begins calls.
 type entry struct {
-	next  http.RoundTripper
+	layer.Down
 	chain *call.Chain
 }
 
 // RoundTrip makes one call.
 func (e *entry) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx, frame := call.Push(req.Context(), e.chain, call.InfoOf(req))
-	resp, err := e.next.RoundTrip(req.WithContext(ctx))
+	frame := call.New(req.Context(), e.chain, call.InfoOf(req))
+	resp, err := e.Forward(req, frame)
 	layer.Finish(frame, req, resp, err)
 	return resp, err
 }
 
 // Unwrap returns the outermost layer.
-func (e *entry) Unwrap() http.RoundTripper { return e.next }
+func (e *entry) Unwrap() http.RoundTripper { return e.Next }
 
 // CloseIdleConnections passes the wish on.
-func (e *entry) CloseIdleConnections() { layer.CloseIdle(e.next) }
+func (e *entry) CloseIdleConnections() { layer.CloseIdle(e.Next) }

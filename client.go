@@ -1,6 +1,7 @@
 package backstay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -76,7 +77,8 @@ func New(cfg *Config) (*Client, error) {
 // settings of the service and of the route that the request matches. It keeps
 // to http.RoundTripper's contract.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
-	s, err := c.enter(req)
+	now := clock.Now()
+	s, err := c.enter(req, now)
 	if err != nil {
 		layer.CloseBody(req)
 		return nil, err
@@ -85,13 +87,13 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 		return c.base.RoundTrip(req)
 	}
 	defer s.leave()
-	return s.roundTrip(req, s.pipeline(req))
+	return s.roundTrip(req, s.pipeline(req), now)
 }
 
 // enter returns the service that req goes to, which the caller leaves when the
 // call is over; nil if the request is not for a service: a redirect to a host
 // that is not known goes out plainly.
-func (c *Client) enter(req *http.Request) (*service, error) {
+func (c *Client) enter(req *http.Request, now time.Time) (*service, error) {
 	u := req.URL
 	if u == nil {
 		return nil, &RequestError{Err: errors.New("URL is nil, want one with a scheme and a host")}
@@ -104,7 +106,7 @@ func (c *Client) enter(req *http.Request) (*service, error) {
 				return nil, err
 			}
 		}
-		if s.enter() {
+		if s.enter(now) {
 			return s, nil
 		}
 		// It was let go between the look and the step.
@@ -179,25 +181,26 @@ func target(u *url.URL) string {
 }
 
 // roundTrip makes one call by p.
-func (s *service) roundTrip(req *http.Request, p *pipeline) (*http.Response, error) {
-	info := call.InfoOf(req)
-	info.Service, info.Route = s.name, p.pattern
-	ctx, frame := call.Push(req.Context(), p.chain, info)
+func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*http.Response, error) {
+	info := call.Info{
+		Service: s.name, Route: p.pattern, Method: cmp.Or(req.Method, http.MethodGet), Path: req.URL.Path, Start: now,
+	}
+	frame := call.New(req.Context(), p.chain, info)
 	if p.timeout > 0 {
 		frame.SetDeadline(info.Start.Add(p.timeout))
 	}
 	frame.SetAttemptTimeout(p.attemptTimeout)
 	frame.SetLatencyNeutral(p.latencyNeutral)
-	resp, err := p.rt.RoundTrip(req.WithContext(ctx))
+	resp, err := p.Forward(req, frame)
 	status := 0
 	if resp != nil {
 		status = resp.StatusCode
 		resp.Request = req // and not one whose context ends with the body
 	}
-	if o := s.client.cfg.Observer; o != nil || call.Logged(ctx) {
+	if o := s.client.cfg.Observer; o != nil || call.Logged(req.Context()) {
 		frame.Finish(clock.Now(), status, err)
 		if o != nil {
-			event.Emit(ctx, o, call.Finished{Record: frame.Record()})
+			event.Emit(req.Context(), o, call.Finished{Record: frame.Record()})
 		}
 	}
 	return resp, err
@@ -238,7 +241,7 @@ func (c *Client) Ready(ctx context.Context, services ...string) error {
 	for i, name := range services {
 		all.Go(func() {
 			req := &http.Request{URL: &url.URL{Scheme: "http", Host: name}}
-			s, err := c.enter(req)
+			s, err := c.enter(req, clock.Now())
 			if err == nil {
 				err = s.balancer.Ready(ctx)
 				s.leave()

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/event"
 	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/limit"
@@ -34,13 +35,14 @@ type watch struct {
 	admit func() (release func(), err error)
 }
 
-func (w *watch) RoundTrip(req *http.Request) (*http.Response, error) {
+// RoundTripFrame tells of what would have been refused, and hands the request on.
+func (w *watch) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
 	release, err := w.admit()
 	if err != nil {
 		event.Emit(req.Context(), w.s.client.cfg.Observer, WouldRefuse{Service: w.s.name, Err: err})
 	}
 	defer release()
-	return w.Next.RoundTrip(req)
+	return w.Forward(req, f)
 }
 
 func (s *service) watchRate(r *limit.Rate) func(http.RoundTripper) http.RoundTripper {

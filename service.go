@@ -22,6 +22,7 @@ import (
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/internal/inherit"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/retry"
 )
@@ -44,8 +45,8 @@ type service struct {
 
 // pipeline is what the calls of one route go through.
 type pipeline struct {
+	layer.Down
 	pattern        string
-	rt             http.RoundTripper
 	chain          *call.Chain
 	timeout        time.Duration
 	attemptTimeout time.Duration
@@ -143,8 +144,8 @@ func (s *service) build(observed bool) error {
 	}
 	s.nodes = s.balancer.Layer(base)
 	shared := parts{attempts: s.nodes, members: call.ChainOf(s.nodes).Members()}
-	for _, layer := range slices.Backward(s.cfg.PerAttempt) {
-		shared.attempts = layer(shared.attempts)
+	for _, around := range slices.Backward(s.cfg.PerAttempt) {
+		shared.attempts = around(shared.attempts)
 		// Step by step, for a user's layer need not say what it wraps.
 		shared.members = append(shared.members, call.ChainOf(shared.attempts).Members()...)
 	}
@@ -209,8 +210,8 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 	}
 	rt := shared.attempts
 	members := slices.Clone(shared.members)
-	add := func(layer func(http.RoundTripper) http.RoundTripper) {
-		rt = layer(rt)
+	add := func(around func(http.RoundTripper) http.RoundTripper) {
+		rt = around(rt)
 		members = append(members, rt)
 	}
 
@@ -246,7 +247,7 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 	if shared.cache != nil {
 		add(shared.cache.LayerWith(max(r.CacheTTL, 0)))
 	}
-	p.rt, p.chain = rt, call.NewChain(members...)
+	p.Down, p.chain = layer.To(rt), call.NewChain(members...)
 	return p, nil
 }
 
@@ -301,15 +302,15 @@ func (s *service) pipeline(req *http.Request) *pipeline {
 const letGo = math.MinInt64 / 2
 
 // enter begins a call. It returns false if the service has been let go.
-func (s *service) enter() bool {
+func (s *service) enter(now time.Time) bool {
 	if s.calls.Add(1) < 0 {
 		s.calls.Add(-1)
 		return false
 	}
 	if s.idle {
 		// Not with every call: everybody reads what lies beside it.
-		if now := int64(clock.Now().Sub(s.epoch)); now-s.used.Load() > int64(time.Second) {
-			s.used.Store(now)
+		if at := int64(now.Sub(s.epoch)); at-s.used.Load() > int64(time.Second) {
+			s.used.Store(at)
 		}
 	}
 	return true

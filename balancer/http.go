@@ -39,6 +39,7 @@ import (
 func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
 	l := &transport{b: b, conns: make(map[*Node]*conn)}
 	l.Around(l, next)
+	l.carries = call.ChainOf(l.Next).Len() > 0
 	if t, ok := l.Next.(*http.Transport); ok {
 		if opaque(t) {
 			l.opaque = true
@@ -64,6 +65,7 @@ type transport struct {
 
 	template    *http.Transport // what nodes' transports are made from; may be nil
 	opaque      bool            // Next cannot be had per node
+	carries     bool            // there are layers below that want the frame
 	proxy       func(*http.Request) (*url.URL, error)
 	proxyByHost bool     // proxy's answers may be kept
 	proxied     sync.Map // its answers: bool by "scheme://host"
@@ -90,12 +92,8 @@ func (l *transport) CloseIdleConnections() {
 	l.Base.CloseIdleConnections()
 }
 
-// RoundTrip sends req to a node.
-func (l *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return l.Enter(req, l.attempt)
-}
-
-func (l *transport) attempt(req *http.Request, frame *call.Frame) (*http.Response, error) {
+// RoundTripFrame sends req to a node.
+func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.Response, error) {
 	if err := l.check(req); err != nil {
 		layer.CloseBody(req)
 		return nil, err
@@ -299,7 +297,11 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	if !limits.Deadline.IsZero() {
 		limits.Call = limits.Deadline.Sub(x.frame.Start())
 	}
-	x.Start(req.Context(), now, limits)
+	ctx := req.Context()
+	if l.carries {
+		ctx = call.Carry(ctx, x.frame)
+	}
+	x.Start(ctx, now, limits)
 	out := x.Request(req)
 	rt := l.Next
 	if !direct {
@@ -358,9 +360,8 @@ func (x *exchange) Ended(err error) {
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
 		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	}
-	now := clock.Now()
-	x.lease.Done(now, o)
-	x.frame.Ended(now, x.index, o)
+	x.lease.Done(time.Time{}, o)
+	x.frame.Ended(time.Time{}, x.index, o)
 }
 
 var (

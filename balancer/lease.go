@@ -99,9 +99,13 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 	if l.state&leaseOpen == 0 {
 		return
 	}
-	now = clock.Or(now)
 	n := l.node
 	gone := uint64(1)
+	// The clock is not read for what nearly always happens: a good answer whose
+	// body comes to its end.
+	if failed := o.Class == outcome.Failure; failed || l.state&leaseAnswered == 0 || l.gate&gateState != gateFree {
+		now = clock.Or(now)
+	}
 	switch {
 	case l.state&leaseAnswered == 0:
 		waiting := l.state&leaseWaiting != 0

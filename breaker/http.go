@@ -46,12 +46,8 @@ func newTransport(next http.RoundTripper, of func(*http.Request) *Breaker) http.
 	return t.Around(t, next)
 }
 
-// RoundTrip asks the breaker, and tells it what came of the attempt.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.Enter(req, t.attempt)
-}
-
-func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
+// RoundTripFrame asks the breaker, and tells it what came of the attempt.
+func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
 	b := t.of(req)
 	lease, err := b.Acquire(time.Time{})
 	if err != nil {
@@ -67,7 +63,7 @@ func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, e
 	returned := false
 	defer lease.unwind(&returned)
 
-	resp, err := t.Next.RoundTrip(req)
+	resp, err := t.Forward(req, f)
 
 	now := clock.Now()
 	end := ending{classifier: b.cur.Load().set.Classifier, req: req}

@@ -316,10 +316,9 @@ func TestABreakerAloneLogsItsCalls(t *testing.T) {
 		require.ErrorIs(t, err, breaker.ErrOpen)
 
 		require.Equal(t, `GET orders /v1/items: 200 in 20ms; sent 200 in 20ms
-GET orders /v1/items: down after 0s; sent down in 0s
-GET orders /v1/items: down after 0s; sent down in 0s
-GET orders /v1/items: breaker: orders is forced open after 0s; breaker refused: breaker: orders is forced open
-`, log.String())
+GET orders /v1/items: failed in 0s: down; sent down in 0s
+GET orders /v1/items: failed in 0s: down; sent down in 0s
+GET orders /v1/items: failed in 0s: breaker: orders is forced open; refused by breaker`, log.String())
 		first := log.Calls()[0].Attempts[0]
 		require.Equal(t, 20*time.Millisecond, first.Headers)
 		require.Equal(t, 50*time.Millisecond, first.Total)
@@ -381,7 +380,8 @@ type entry struct {
 }
 
 func (e *entry) RoundTrip(req *http.Request) (resp *http.Response, err error) {
-	req, _ = call.Enter(req, e, e.chain)
+	f, _ := call.Enter(req, e, e.chain)
+	req = req.WithContext(call.Carry(req.Context(), f))
 	for range 3 {
 		resp, err = e.next.RoundTrip(req)
 	}

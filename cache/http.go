@@ -125,12 +125,8 @@ type httpLayer struct {
 	ttl   time.Duration // as HTTPConfig.TTL; 0 stores and answers nothing
 }
 
-// RoundTrip answers from the cache or the transport below.
-func (l *httpLayer) RoundTrip(req *http.Request) (*http.Response, error) {
-	return l.Enter(req, l.answer)
-}
-
-func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, error) {
+// RoundTripFrame answers from the cache or the transport below.
+func (l *httpLayer) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
 	h := l.cache
 	key, ok := keyOf(req)
 	if !ok || l.ttl == 0 || h.cfg.Skip != nil && h.cfg.Skip(req) {
@@ -138,7 +134,7 @@ func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, er
 			f.SetCache("bypass")
 			h.counts.bypasses.Add(1)
 		}
-		resp, err := l.Next.RoundTrip(req)
+		resp, err := l.Forward(req, f)
 		if !safe(req.Method) {
 			h.changed(req, resp, err)
 		}
@@ -162,7 +158,7 @@ func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, er
 	if e == nil {
 		f.SetCache("miss")
 		h.counts.misses.Add(1)
-		return l.fetch(req, key, epoch, release)
+		return l.fetch(req, f, key, epoch, release)
 	}
 	if req.Body != nil {
 		_ = req.Body.Close()
@@ -177,7 +173,9 @@ func (l *httpLayer) answer(req *http.Request, f *call.Frame) (*http.Response, er
 
 // fetch asks the transport below and arranges for the answer to be stored.
 // release, if there is one, is called when it is known whether it is.
-func (l *httpLayer) fetch(req *http.Request, key httpKey, epoch uint64, release func()) (*http.Response, error) {
+func (l *httpLayer) fetch(
+	req *http.Request, f *call.Frame, key httpKey, epoch uint64, release func(),
+) (*http.Response, error) {
 	handedOn := false
 	defer func() {
 		if release != nil && !handedOn {
@@ -185,7 +183,7 @@ func (l *httpLayer) fetch(req *http.Request, key httpKey, epoch uint64, release 
 		}
 	}()
 	sent := clock.Now()
-	resp, err := l.Next.RoundTrip(req)
+	resp, err := l.Forward(req, f)
 	if err != nil || resp == nil {
 		return resp, err
 	}

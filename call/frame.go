@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -60,7 +61,7 @@ type Frame struct {
 	refused  []Refusal  // of the attempt that has not begun yet
 	slept    time.Duration
 	cache    string
-	end      time.Time
+	took     time.Duration // until Finish; 0 before
 	status   int
 	err      error
 
@@ -69,43 +70,62 @@ type Frame struct {
 	retrying       bool
 	latencyNeutral bool
 	others         bool
+	answered       bool // answer and outcome are those of the current attempt
 
-	answer   any
-	outcome  outcome.Outcome
-	answered bool
+	answer  any
+	outcome outcome.Outcome
 }
 
-// frameContext is the frame and the context that carries it, in one allocation.
+// frameContext is a context that carries a frame.
 type frameContext struct {
 	context.Context //nolint:containedctx // it is a context
-	frame           Frame
+	frame           *Frame
 }
 
 type frameKey struct{}
 
 func (c *frameContext) Value(key any) any {
 	if key == (frameKey{}) {
-		return &c.frame
+		return c.frame
 	}
 	return c.Context.Value(key)
 }
 
-// Push returns a context with a fresh frame for one call of the chain.
-func Push(ctx context.Context, chain *Chain, info Info) (context.Context, *Frame) {
-	c := &frameContext{Context: ctx}
-	f := &c.frame
-	f.info, f.chain = info, chain
+// New returns a fresh frame for one call of the chain, which is made under ctx.
+// Layers that know each other hand it down; [Carry] takes it past others.
+func New(ctx context.Context, chain *Chain, info Info) *Frame {
+	f := &Frame{info: info, chain: chain}
 	f.attempts = f.first[:0]
 	if f.log = logOf(ctx); f.log != nil {
 		f.log.add(f)
 	}
-	return c, f
+	return f
+}
+
+// Carry returns a context that carries f, for [Join] to find; ctx itself if it
+// does so already or f is nil.
+func Carry(ctx context.Context, f *Frame) context.Context {
+	if f == nil || innermost(ctx) == f {
+		return ctx
+	}
+	return &frameContext{ctx, f}
+}
+
+func innermost(ctx context.Context) *Frame {
+	f, _ := ctx.Value(frameKey{}).(*Frame)
+	return f
+}
+
+// Push returns a context with a fresh frame for one call of the chain.
+func Push(ctx context.Context, chain *Chain, info Info) (context.Context, *Frame) {
+	f := New(ctx, chain, info)
+	return Carry(ctx, f), f
 }
 
 // Join returns the innermost frame of ctx if it was pushed for a chain that
 // member belongs to, or else nil.
 func Join(ctx context.Context, member any) *Frame {
-	f, _ := ctx.Value(frameKey{}).(*Frame)
+	f := innermost(ctx)
 	if f == nil || !f.chain.has(member) {
 		return nil
 	}
@@ -348,7 +368,7 @@ func sameError(a, b error) bool {
 }
 
 // Ended notes that the body of attempt i has come to its end, or broken with
-// the outcome's error.
+// the outcome's error. A zero now is the present.
 func (f *Frame) Ended(now time.Time, i int, o outcome.Outcome) {
 	if f == nil || f.log == nil {
 		return // bodies end on any goroutine: without a log there is no lock
@@ -357,7 +377,7 @@ func (f *Frame) Ended(now time.Time, i int, o outcome.Outcome) {
 	defer f.mu.Unlock()
 	if i < len(f.attempts) {
 		a := &f.attempts[i]
-		a.Total = now.Sub(a.Start)
+		a.Total = clock.Or(now).Sub(a.Start)
 		if o.Class != outcome.Success {
 			a.Outcome = o
 		}
@@ -381,6 +401,6 @@ func (f *Frame) Finish(now time.Time, status int, err error) {
 		return
 	}
 	f.lock()
-	f.end, f.status, f.err = now, status, err
+	f.took, f.status, f.err = max(now.Sub(f.info.Start), 1), status, err
 	f.unlock()
 }

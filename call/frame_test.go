@@ -71,19 +71,26 @@ func TestPushKeepsTheContext(t *testing.T) {
 	require.Equal(t, io.ErrClosedPipe, context.Cause(ctx))
 }
 
-func TestPushIsOneAllocation(t *testing.T) {
+func TestCarryAddsAFrameOnce(t *testing.T) {
+	require.Equal(t, t.Context(), call.Carry(t.Context(), nil))
+	outer, f := call.Push(t.Context(), nil, call.Info{})
+	require.Equal(t, outer, call.Carry(outer, f))
+	a := &layer{"a"}
+	g := call.New(outer, call.NewChain(a), call.Info{})
+	require.Nil(t, call.Join(outer, a), "nobody carries it yet")
+	require.Same(t, g, call.Join(call.Carry(outer, g), a))
+}
+
+func TestAFrameIsOneAllocation(t *testing.T) {
 	parent, chain := t.Context(), call.NewChain(&layer{"a"})
 	info := call.Info{Service: "orders", Method: "GET", Path: "/v1/items", Start: start}
 	now := time.Now()
 	require.EqualValues(t, 1, testing.AllocsPerRun(1000, func() {
-		ctx, f := call.Push(parent, chain, info)
+		f := call.New(parent, chain, info)
 		i := f.Send(now, nil, "s0", "10.0.0.1:80") // the first attempt has its place in the frame
 		f.Answered(now, nil, 200, outcome.Outcome{})
 		f.Ended(now, i, outcome.Outcome{})
 		f.Finish(now, 200, nil)
-		if ctx == nil {
-			t.Fail()
-		}
 	}))
 }
 

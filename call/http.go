@@ -34,23 +34,23 @@ func ChainOf(rt http.RoundTripper) *Chain {
 }
 
 // Enter is how an HTTP layer comes by its frame. If the request's innermost
-// frame belongs to a chain that self is part of, it is that one, and the request
-// is returned as it is. Otherwise, or if that frame was pushed for self (then
-// this is another call, made with the context of the first), self is an entry: a
-// fresh frame is pushed for chain and the request is a shallow copy that carries
-// it – if anybody would see it: other layers in the chain, or a log. If not, the
-// frame is nil. A layer enters once for each request that it is given.
-func Enter(req *http.Request, self http.RoundTripper, chain *Chain) (*http.Request, *Frame) {
+// frame belongs to a chain that self is part of, it is that one, and not fresh.
+// Otherwise, or if that frame was made for self (then this is another call, made
+// with the context of the first), self is an entry: it gets a fresh frame for
+// chain, to hand down or [Carry] – if anybody would see it: other layers in the
+// chain, or a log. If not, the frame is nil. A layer enters once for each request
+// that it is given.
+func Enter(req *http.Request, self http.RoundTripper, chain *Chain) (f *Frame, fresh bool) {
 	ctx := req.Context()
 	if f := Join(ctx, self); f != nil && f.entry != self {
-		return req, f
+		return f, false
 	}
 	if chain.Len() < 2 && !Logged(ctx) {
-		return req, nil
+		return nil, false
 	}
-	ctx, f := Push(ctx, chain, InfoOf(req))
+	f = New(ctx, chain, InfoOf(req))
 	f.entry = self
-	return req.WithContext(ctx), f
+	return f, true
 }
 
 // InfoOf describes a request: the service is its URL's host in lower case.

@@ -37,7 +37,8 @@ func wrap(name string, next http.RoundTripper, frames *[]*call.Frame) *transport
 func (l *transport) Unwrap() http.RoundTripper { return l.next }
 
 func (l *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	req, f := call.Enter(req, l, l.chain)
+	f, _ := call.Enter(req, l, l.chain)
+	req = req.WithContext(call.Carry(req.Context(), f))
 	*l.frames = append(*l.frames, f)
 	if l.before != nil {
 		l.before(req)
@@ -191,13 +192,13 @@ func TestEnterLeavesTheCallersRequestAlone(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://Orders:80/v1?secret=1", nil)
 	require.NoError(t, err)
 	before := *req
-	got, f := call.Enter(req, l, l.chain)
-	require.NotSame(t, req, got)
+	f, fresh := call.Enter(req, l, l.chain)
+	require.True(t, fresh)
 	require.Equal(t, before, *req)
-	require.Same(t, req.URL, got.URL)
 	require.Equal(t, "orders:80", f.Service())
-	again, g := call.Enter(got, l.next.(*transport), l.next.(*transport).chain)
-	require.Same(t, got, again)
+	carried := req.WithContext(call.Carry(req.Context(), f))
+	g, fresh := call.Enter(carried, l.next.(*transport), l.next.(*transport).chain)
+	require.False(t, fresh)
 	require.Same(t, f, g)
 }
 

@@ -127,10 +127,7 @@ func (f *Frame) Record() Record {
 	defer f.unlock()
 	r := Record{
 		Info: f.info, Status: f.status, Err: f.err, Cache: f.cache,
-		Attempts: slices.Clone(f.attempts), Refusals: slices.Clone(f.refused),
-	}
-	if !f.end.IsZero() {
-		r.Duration = f.end.Sub(f.info.Start)
+		Duration: f.took, Attempts: slices.Clone(f.attempts), Refusals: slices.Clone(f.refused),
 	}
 	return r
 }

@@ -56,12 +56,8 @@ func newTransport(next http.RoundTripper, by string, admit func(context.Context,
 	return t.Around(t, next)
 }
 
-// RoundTrip waits or refuses, and hands the request on.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.Enter(req, t.attempt)
-}
-
-func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, error) {
+// RoundTripFrame waits or refuses, and hands the request on.
+func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
 	ctx, cancel := layer.Within(req.Context(), f)
 	defer cancel()
 	lease, err := t.admit(ctx, req)
@@ -74,7 +70,7 @@ func (t *transport) attempt(req *http.Request, f *call.Frame) (*http.Response, e
 	}
 	defer lease.Done() // of what the body has not taken over, also in a panic
 
-	resp, err := t.Next.RoundTrip(req)
+	resp, err := t.Forward(req, f)
 	if resp == nil || resp.Body == nil || resp.Body == http.NoBody ||
 		lease.c == nil || lease.c.set.Load().UntilHeaders {
 		return resp, err

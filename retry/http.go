@@ -41,11 +41,6 @@ type transport struct {
 	r *Retrier
 }
 
-// RoundTrip makes the call's attempts.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.Enter(req, t.exchange)
-}
-
 // exchange is one call over HTTP.
 type exchange struct {
 	series
@@ -62,9 +57,10 @@ type exchange struct {
 	held       *held // the last answer's response while there is another attempt
 }
 
-func (t *transport) exchange(req *http.Request, f *call.Frame) (*http.Response, error) {
+// RoundTripFrame makes the call's attempts.
+func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
 	if !f.BeginRetries() {
-		return t.Next.RoundTrip(req)
+		return t.Forward(req, f)
 	}
 	ctx, cfg := req.Context(), t.r.cfg
 	if ctx.Err() != nil {

@@ -37,7 +37,7 @@ func (fl *flight) Ended(err error) {
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
 		o = fl.cfg.Classifier.Classify(fl.req, nil, err)
 	}
-	fl.frame.Ended(clock.Now(), fl.index, o)
+	fl.frame.Ended(time.Time{}, fl.index, o)
 }
 
 // answer is how an attempt ended. Either resp or err is nil.
@@ -82,7 +82,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 		}
 	}()
 	sent, refused, req := c.frame.Attempts(), c.frame.Refusals(), c.req
-	if c.watched || hasBody(body) {
+	if c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
 		start = clock.Now()
 		fl = &flight{cfg: c.cfg, req: c.req}
 		fl.Start(c.ctx, start, c.limits)
@@ -91,7 +91,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 		req = req.WithContext(c.ctx) // the transport may hold on to the one before
 	}
 
-	a.resp, a.err = c.t.Next.RoundTrip(req) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
+	a.resp, a.err = c.t.Forward(req, c.frame) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
 
 	switch {
 	case a.err != nil && a.resp != nil: // against net/http's contract

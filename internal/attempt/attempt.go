@@ -1,9 +1,9 @@
 // Package attempt bounds one attempt of a call in time and tells when it is over.
 //
-// An [Attempt] is one allocation that serves as the attempt's context, as the
-// request's body (whose progress re-arms the timeout) and as the response's
-// body (whose end releases the context). It is embedded in what a layer keeps
-// of an attempt anyway:
+// An [Attempt] is one allocation that serves as the attempt's context and as the
+// response's body, whose end releases the context. A request's body that is not
+// small is watched, because its progress re-arms the timeout. An Attempt is
+// embedded in what a layer keeps of an attempt anyway:
 //
 //	type flight struct {
 //		attempt.Attempt
@@ -66,7 +66,7 @@ type Limits struct {
 	Call time.Duration
 }
 
-func (l Limits) none() bool { return l.Attempt <= 0 && l.Deadline.IsZero() }
+func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 }
 
 // Attempt is one attempt. The zero value is ready for Start, once: an attempt is
 // never started again, reused or pooled, for a transport may hold its context
@@ -75,38 +75,44 @@ func (l Limits) none() bool { return l.Attempt <= 0 && l.Deadline.IsZero() }
 // The context and the bodies may be used concurrently; the other methods belong
 // to the goroutine that makes the attempt.
 type Attempt struct {
-	parent  context.Context //nolint:containedctx // it becomes a context
-	bounded bool            // the attempt was started with limits
-	start   time.Time
+	parent context.Context //nolint:containedctx // it becomes a context
+	start  time.Time
 	// from is when the attempt's timeout began to run, as the time since start:
 	// Start, Restart or the last progress of the upload.
 	from atomic.Int64
 	// reading counts the Reads of the request's body under way: then it is the
 	// caller that keeps us waiting.
-	reading atomic.Int32
-
-	made   atomic.Bool     // inner and cancel are set and will not change
-	inner  context.Context //nolint:containedctx // it is what the attempt's context stands for
-	cancel context.CancelCauseFunc
+	reading  atomic.Int32
+	made     atomic.Bool // inner and cancel are set and will not change
+	finished atomic.Bool // the body has come to its end, or Close has begun
+	bounded  bool        // the attempt was started with limits
 
 	mu       sync.Mutex
-	limits   Limits
+	released bool
+	limits   limits
 	timer    *time.Timer
 	timeout  *outcome.TimeoutError // our bound that ended the attempt
 	bodyErr  error                 // what the caller's body failed with
-	released bool
 
-	up       upload
-	body     io.ReadCloser // the response's
-	ender    Ender
-	finished atomic.Bool // the body has come to its end, or Close has begun
+	inner  context.Context //nolint:containedctx // it is what the attempt's context stands for
+	cancel context.CancelCauseFunc
+
+	body  io.ReadCloser // the response's
+	ender Ender
 }
+
+// limits are Limits since the attempt's start; 0 is none.
+type limits struct{ attempt, call, deadline time.Duration }
 
 // Start begins the attempt under the caller's context. A zero now is the
 // present. Nothing is armed until somebody waits for the context's end.
-func (a *Attempt) Start(parent context.Context, now time.Time, limits Limits) {
+func (a *Attempt) Start(parent context.Context, now time.Time, l Limits) {
 	a.parent, a.start = parent, clock.Or(now)
-	a.limits, a.bounded = limits, !limits.none()
+	a.limits.attempt, a.limits.call = max(l.Attempt, 0), l.Call
+	if !l.Deadline.IsZero() {
+		a.limits.deadline = max(l.Deadline.Sub(a.start), 1)
+	}
+	a.bounded = !a.limits.none()
 }
 
 // Restart starts the attempt's timeout again, for when the request is really
@@ -122,7 +128,7 @@ func (a *Attempt) Restart(now time.Time) {
 func (a *Attempt) Headers() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.limits.Attempt = 0
+	a.limits.attempt = 0
 	if a.timer != nil && a.limits.none() {
 		a.timer.Stop() // else it finds out by itself when it fires
 	}
@@ -176,14 +182,15 @@ func (a *Attempt) left(now time.Time) (time.Duration, error) {
 		left time.Duration
 		kind error
 	)
-	if a.limits.Attempt > 0 {
-		left, kind = a.limits.Attempt, outcome.ErrAttemptTimeout
+	passed := now.Sub(a.start)
+	if a.limits.attempt > 0 {
+		left, kind = a.limits.attempt, outcome.ErrAttemptTimeout
 		if a.reading.Load() == 0 {
-			left -= now.Sub(a.start) - time.Duration(a.from.Load())
+			left -= passed - time.Duration(a.from.Load())
 		}
 	}
-	if !a.limits.Deadline.IsZero() {
-		if d := a.limits.Deadline.Sub(now); kind == nil || d <= left {
+	if a.limits.deadline > 0 {
+		if d := a.limits.deadline - passed; kind == nil || d <= left {
 			left, kind = d, outcome.ErrCallTimeout
 		}
 	}
@@ -214,10 +221,10 @@ func (a *Attempt) check() {
 		a.mu.Unlock()
 		return
 	}
-	timeout := &outcome.TimeoutError{Kind: kind, After: a.limits.Attempt}
+	timeout := &outcome.TimeoutError{Kind: kind, After: a.limits.attempt}
 	if kind == outcome.ErrCallTimeout { //nolint:errorlint // identity: it is our own
-		if timeout.After = a.limits.Call; timeout.After <= 0 {
-			timeout.After = a.limits.Deadline.Sub(a.start)
+		if timeout.After = a.limits.call; timeout.After <= 0 {
+			timeout.After = a.limits.deadline
 		}
 	}
 	a.timeout = timeout

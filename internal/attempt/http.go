@@ -1,17 +1,21 @@
 package attempt
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
+	"strings"
 	"sync/atomic"
 
 	"github.com/backstay/backstay/internal/clock"
 )
 
 // Request returns a shallow copy of req that is sent as this attempt: under the
-// attempt's context and with Body and GetBody watched. req stays as it is.
+// attempt's context and with Body and GetBody watched, unless the body is [Small].
+// req stays as it is.
 func (a *Attempt) Request(req *http.Request) *http.Request {
 	return a.RequestWith(req, req.Body, req.GetBody)
 }
@@ -21,7 +25,10 @@ func (a *Attempt) RequestWith(
 	req *http.Request, body io.ReadCloser, getBody func() (io.ReadCloser, error),
 ) *http.Request {
 	r := req.WithContext(a.Context())
-	r.Body, r.GetBody = a.Body(body), getBody
+	if r.Body, r.GetBody = body, getBody; Small(r) {
+		return r
+	}
+	r.Body = a.Body(body)
 	if getBody != nil && body != nil && body != http.NoBody {
 		// net/http sends a request again by itself when a kept connection
 		// turns out to be dead: that upload makes progress too.
@@ -36,6 +43,38 @@ func (a *Attempt) RequestWith(
 	return r
 }
 
+// smallBody is what fits into a connection's buffers, so that there is no progress
+// to watch.
+const smallBody = 64 << 10
+
+// Small reports whether the body of req is short and one of those that net/http
+// knows to be in memory: it cannot fail or keep anybody waiting. It should be
+// left as it is, because of any other net/http writes the headers first and by
+// themselves, which costs another system call and another packet.
+func Small(req *http.Request) bool {
+	if req.ContentLength <= 0 || req.ContentLength > smallBody || req.Body == nil {
+		return false
+	}
+	var r io.Reader = req.Body
+	if t := reflect.TypeOf(r); t == nopCloser || t == nopCloserWriterTo {
+		r, _ = reflect.ValueOf(r).Field(0).Interface().(io.Reader)
+	}
+	switch r.(type) {
+	case *bytes.Reader, *bytes.Buffer, *strings.Reader:
+		return true
+	}
+	return false
+}
+
+// What io.NopCloser returns, by which http.NewRequest makes bodies of readers.
+var (
+	nopCloser         = reflect.TypeOf(io.NopCloser(nil))
+	nopCloserWriterTo = reflect.TypeOf(io.NopCloser(struct {
+		io.Reader
+		io.WriterTo
+	}{}))
+)
+
 // Body returns the request body rc, watched: each Read that returns starts the
 // attempt's timeout again, while one is under way the timeout does not run (it
 // is the caller's reader that takes its time), and an error it returns is kept
@@ -44,12 +83,7 @@ func (a *Attempt) Body(rc io.ReadCloser) io.ReadCloser {
 	if rc == nil || rc == http.NoBody {
 		return rc
 	}
-	u := &a.up
-	if u.a != nil { // the first is still somebody's
-		u = new(upload)
-	}
-	u.a, u.rc = a, rc
-	return u
+	return &upload{a: a, rc: rc}
 }
 
 // upload is a watched request body.
@@ -117,7 +151,7 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 	}
 	if _, ok := body.(io.Writer); ok {
 		a.mu.Lock()
-		a.limits = Limits{}
+		a.limits = limits{}
 		if a.timer != nil {
 			a.timer.Stop()
 		}

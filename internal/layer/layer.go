@@ -11,23 +11,65 @@ import (
 	"github.com/backstay/backstay/outcome"
 )
 
+// Framed is a layer that gets a call's frame from hand to hand: that saves a copy
+// of the request for the context that would carry it.
+type Framed interface {
+	http.RoundTripper
+	// RoundTripFrame is RoundTrip within a frame of a chain that the layer belongs
+	// to; nil for none.
+	RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error)
+}
+
+// Down is the way from a layer, or from the entry to all of them, to what is
+// below.
+type Down struct {
+	Next http.RoundTripper
+
+	framed Framed // Next, if it is one of ours
+	last   bool   // nobody below wants to see a frame
+}
+
+// To returns the way down to next.
+func To(next http.RoundTripper) Down {
+	d := Down{Next: next}
+	d.framed, _ = next.(Framed)
+	_, d.last = next.(*http.Transport)
+	return d
+}
+
+// Forward hands a request and its frame down. The layer below has to belong to
+// the chain of the frame if it is one of ours.
+func (d *Down) Forward(req *http.Request, f *call.Frame) (*http.Response, error) {
+	switch {
+	case f == nil || d.last:
+		return d.Next.RoundTrip(req)
+	case d.framed != nil:
+		return d.framed.RoundTripFrame(req, f)
+	}
+	// A stranger: beyond there may be others of us.
+	if ctx := call.Carry(req.Context(), f); ctx != req.Context() {
+		req = req.WithContext(ctx)
+	}
+	return d.Next.RoundTrip(req)
+}
+
 // Base is the part of a layer that is the same in all of them: what it wraps,
 // the chain it belongs to, and the frame of each call. It is embedded in what a
 // Layer method returns.
 type Base struct {
-	Next http.RoundTripper
+	Down
 
-	self  http.RoundTripper
+	self  Framed
 	chain *call.Chain
 }
 
 // Around makes self, which embeds b, the layer around next; a nil next is
 // http.DefaultTransport. It returns self.
-func (b *Base) Around(self, next http.RoundTripper) http.RoundTripper {
+func (b *Base) Around(self Framed, next http.RoundTripper) http.RoundTripper {
 	if next == nil {
 		next = http.DefaultTransport
 	}
-	b.Next, b.self = next, self
+	b.Down, b.self = To(next), self
 	b.chain = call.ChainOf(self)
 	return self
 }
@@ -38,14 +80,12 @@ func (b *Base) Unwrap() http.RoundTripper { return b.Next }
 // CloseIdleConnections passes the wish on.
 func (b *Base) CloseIdleConnections() { CloseIdle(b.Next) }
 
-// Enter has do make the call within its frame: the one that a layer above has
-// pushed, or else, if anybody would look at it, one of this layer's own.
-func (b *Base) Enter(
-	req *http.Request, do func(*http.Request, *call.Frame) (*http.Response, error),
-) (*http.Response, error) {
-	entered, frame := call.Enter(req, b.self, b.chain)
-	resp, err := do(entered, frame)
-	if entered != req {
+// RoundTrip makes the call within its frame: the one that a layer above has
+// handed down, or else, if anybody would look at it, one of this layer's own.
+func (b *Base) RoundTrip(req *http.Request) (*http.Response, error) {
+	frame, fresh := call.Enter(req, b.self, b.chain)
+	resp, err := b.self.RoundTripFrame(req, frame)
+	if fresh {
 		Finish(frame, req, resp, err)
 	}
 	return resp, err
