@@ -1,6 +1,6 @@
 // Package backstaytest helps to test what calls other services: servers that
-// fail on command, in memory or on loopback, and acceptance suites for layers
-// and resolvers of one's own.
+// fail on command, in memory or on loopback, and acceptance suites for layers,
+// resolvers and policies of one's own.
 //
 // A [Fleet] is the servers of one service. Each can be killed, restarted,
 // stalled, slowed, made to fail, to reset connections or to truncate its
@@ -28,8 +28,9 @@
 // goroutines that a test leaves behind; inside a bubble synctest does that.
 //
 // [TestTransport] checks that a layer keeps the contract of http.RoundTripper,
-// [TestResolver] that of discovery.Resolver. Backstay's own layers and resolvers
-// are under the same suites.
+// [TestResolver] that of discovery.Resolver, [TestPolicy] that of
+// balancer.Policy. Backstay's own layers, resolvers and policies are under the
+// same suites.
 //
 // The package imports testing and so belongs into tests only, but for Faults.
 // Servers speak real HTTP through net/http; it does not simulate a network's

@@ -233,7 +233,7 @@ func (t *trial) begin(rt http.RoundTripper, req *http.Request) <-chan result {
 			}
 			done <- r
 		}()
-		r.resp, r.err = rt.RoundTrip(req) //nolint:bodyclose // whoever awaits the result does
+		r.resp, r.err = rt.RoundTrip(req)
 		r.exited = false
 	}()
 	return done

@@ -66,19 +66,39 @@ func connectionsReused(t *trial) {
 		}
 		_, _ = w.Write(make([]byte, 1<<10))
 	}, func(t *trial, s *Server, rt http.RoundTripper) {
+		most := t.connected(s, rt)
 		for range 10 {
 			t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil))
 			t.text(rt, t.request(t.Context(), http.MethodPut, s.URL(), newCallersBody("hello")))
 		}
 		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL()+"/503", nil))
 		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL()+"/503", nil))
-		equal(t, "the number of connections for requests one after the other", s.Stats().Connections, 1)
+		equal(t, "the number of connections for requests one after the other", s.Stats().Connections, most)
 	})
+}
+
+// connected makes the first connection and returns how many there are then,
+// which is 1 but for h2c: of that net/http hands a connection to the request it
+// was dialed for before it shows it to others, so that a quick second request
+// may dial, too. There it goes on until a request has dialed none.
+func (t *trial) connected(s *Server, rt http.RoundTripper) int {
+	t.Helper()
+	get := func() { t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil)) }
+	get()
+	if s.protocol != H2C {
+		return 1
+	}
+	t.eventually("no request was sent over the connection of the one before", func() bool {
+		before := s.Stats().Connections
+		get()
+		return s.Stats().Connections == before
+	})
+	return s.Stats().Connections
 }
 
 func connectionShared(t *trial) {
 	t.over([]Protocol{HTTP2, H2C}, answerOK, func(t *trial, s *Server, rt http.RoundTripper) {
-		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil))
+		most := t.connected(s, rt)
 		t.together(8, func(int) error {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL(), nil)
 			if err != nil {
@@ -91,6 +111,6 @@ func connectionShared(t *trial) {
 			_, err = io.Copy(io.Discard, resp.Body)
 			return errors.Join(err, resp.Body.Close())
 		})
-		equal(t, "the number of connections", s.Stats().Connections, 1)
+		equal(t, "the number of connections", s.Stats().Connections, most)
 	})
 }

@@ -14,10 +14,11 @@ import (
 )
 
 // A caller's deadline says nothing of the node by itself. It does when the node
-// had time enough, or when nobody has got an answer out of it for a while.
+// had time enough, or when nobody has got an answer out of it for a while. All
+// tests of it run in bubbles, where that takes no time.
 
-// late has a call to the node end by its caller's deadline, and returns what
-// that counts as.
+// late has a call to the node end by its caller's deadline, in a bubble, and
+// returns what that counts as.
 func (r *rig) late(key string, after time.Duration) outcome.Class {
 	r.t.Helper()
 	l := r.on(key)

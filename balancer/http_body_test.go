@@ -401,7 +401,7 @@ func TestProbeThatPanicsOrExitsLeavesItsPlace(t *testing.T) {
 				wg.Wait()
 				require.Equal(t, breaker.Open, node.Breaker().State())
 				ends = false
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute) // in the bubble: the breaker's open time
 				for range 3 {
 					resp, err := getFrom(t, rt, c.fleet.URL())
 					require.NoError(t, err)

@@ -347,7 +347,7 @@ func TestOpaqueServiceHasItsBreakerAndItsLimits(t *testing.T) {
 		fail = false
 		_, err := getFrom(t, rt, "http://orders/")
 		require.True(t, outcome.Refused(err))
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // in the bubble: the breaker's open time
 		for range 10 {
 			resp, err := getFrom(t, rt, "http://orders/")
 			require.NoError(t, err)

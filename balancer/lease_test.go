@@ -13,6 +13,8 @@ import (
 	"github.com/backstay/backstay/outcome"
 )
 
+// Whatever takes time here is in a bubble: see inBubble.
+
 func TestLeaseIsGivenBackOnceHoweverOftenItIsTold(t *testing.T) {
 	inBubble(t, exact(balancer.Config{MaxConcurrency: 2}), endpoints(1), func(t *testing.T, r *rig) {
 		node := r.node(addr(0))

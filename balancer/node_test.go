@@ -12,7 +12,8 @@ import (
 	"github.com/backstay/backstay/outcome"
 )
 
-// What is known of a node, and what becomes of it.
+// What is known of a node, and what becomes of it. Whatever takes time here is
+// in a bubble: see inBubble.
 
 // decayed is d after the time has passed.
 func decayed(d, passed time.Duration) time.Duration {

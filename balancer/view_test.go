@@ -79,7 +79,7 @@ func TestViewAvoidsTriedAndOpenNodes(t *testing.T) {
 		var open *breaker.OpenError
 		require.ErrorAs(t, err, &open)
 		require.Equal(t, 5*time.Second, open.RetryAfter)
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // in the bubble: the breaker's open time
 		require.Equal(t, map[string]bool{addr(1): true}, usedBy(t, only), "it probes")
 		require.Equal(t, breaker.Closed, r.node(addr(1)).Breaker().State())
 	})

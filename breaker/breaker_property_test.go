@@ -51,8 +51,9 @@ func (m *model) effective() State {
 		return Open
 	case ForcedClosed:
 		return Closed
+	default:
+		return m.state
 	}
-	return m.state
 }
 
 func (m *model) enter(s State) {
@@ -126,6 +127,7 @@ func (m *model) acquire() (l *modelLease, ok bool) {
 		return l, true
 	case Open:
 		return l, m.mode == Disabled
+	case HalfOpen:
 	}
 	taken := len(m.verdicts)
 	var live []*modelLease

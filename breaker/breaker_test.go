@@ -234,10 +234,11 @@ func TestTheZeroLeaseDoesNothing(t *testing.T) {
 func TestOpenTimeDoublesIsCappedAndResetsAfterAHealthyWindow(t *testing.T) {
 	b := newBench(t, nil)
 	b.open()
-	for i, want := range []time.Duration{5, 10, 20, 40, 60, 60, 60} {
-		require.Equal(t, want*time.Second, b.refused().RetryAfter)
+	for i, seconds := range []int{5, 10, 20, 40, 60, 60, 60} {
+		want := time.Duration(seconds) * time.Second
+		require.Equal(t, want, b.refused().RetryAfter)
 		require.Equal(t, i+1, b.Snapshot(b.now).Opens)
-		b.pass(want*time.Second - 1)
+		b.pass(want - 1)
 		b.refused()
 		b.pass(1)
 		b.call(1, failure)

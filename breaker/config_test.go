@@ -25,7 +25,8 @@ func TestWrongConfigsAreRefusedWithAllTheirProblems(t *testing.T) {
 		{"negative window", breaker.Config{Window: -1}, "breaker: Window is -1ns, want >= 10ns and < 36 years"},
 		{"open time", breaker.Config{OpenTime: -1}, "breaker: OpenTime is -1ns, want > 0"},
 		{
-			"maximum", breaker.Config{OpenTime: time.Minute, MaxOpenTime: time.Second},
+			"maximum",
+			breaker.Config{OpenTime: time.Minute, MaxOpenTime: time.Second},
 			"breaker: MaxOpenTime is 1s, want >= OpenTime (1m0s) and < 36 years",
 		},
 		{"jitter", breaker.Config{Jitter: 1}, "breaker: Jitter is 1, want < 1"},

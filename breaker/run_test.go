@@ -78,7 +78,7 @@ func TestTheCauseOfTheCallersCancelIsNeutral(t *testing.T) {
 	b := newBench(t, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errDown)
-	require.Equal(t, errDown, b.Run(ctx, func(ctx context.Context) error { return context.Cause(ctx) }))
+	require.Equal(t, errDown, b.Run(ctx, context.Cause))
 	require.Zero(t, b.Snapshot(time.Time{}).Calls)
 }
 
@@ -100,7 +100,7 @@ func TestTheCallersDeadlineIsNeutralAndOurTimeoutIsAFailure(t *testing.T) {
 	timeout := &outcome.TimeoutError{Kind: outcome.ErrAttemptTimeout, After: time.Second}
 	timed, end := context.WithCancelCause(t.Context())
 	end(timeout)
-	require.Error(t, b.Run(timed, func(ctx context.Context) error { return context.Cause(ctx) }))
+	require.Error(t, b.Run(timed, context.Cause))
 	require.EqualValues(t, 1, b.Snapshot(time.Time{}).Failures)
 }
 

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -133,7 +134,7 @@ func FuzzRecorder(f *testing.F) {
 				require.Len(t, stored, len(body))
 			}
 		}
-		if err == io.EOF && len(body) <= int(maxBody) && (expected <= 0 || len(body) == int(expected)) {
+		if errors.Is(err, io.EOF) && len(body) <= int(maxBody) && (expected <= 0 || len(body) == int(expected)) {
 			require.True(t, ok, "a whole body that fits is stored")
 		}
 	})

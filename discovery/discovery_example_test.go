@@ -88,8 +88,7 @@ func ExampleSupervise() {
 		discovery.Endpoint{Addr: "http://10.0.0.2:8080"},
 	)
 	for set, err := range discovery.Supervise(wrong, nil).Watch(context.Background(), "orders") {
-		var warning *discovery.Warning
-		if errors.As(err, &warning) {
+		if warning, ok := errors.AsType[*discovery.Warning](err); ok {
 			fmt.Println(warning)
 			break
 		}

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func (l *list) set(addrs ...string) {
 // grow adds an address.
 func (l *list) grow() {
 	addrs, _ := l.now()
-	l.set(append(addrs[:len(addrs):len(addrs)], fmt.Sprintf("10.1.0.%d:80", len(addrs)))...)
+	l.set(append(slices.Clip(addrs), fmt.Sprintf("10.1.0.%d:80", len(addrs)))...)
 }
 
 // flip empties the list, or fills it again.

@@ -55,8 +55,10 @@ func TestSRVWeights(t *testing.T) {
 		},
 		"each priority by itself": {
 			[]*net.SRV{
-				{Target: "a.", Priority: 7}, {Target: "b.", Priority: 7, Weight: 100},
-				{Target: "c.", Priority: 9}, {Target: "d.", Priority: 9},
+				{Target: "a.", Priority: 7},
+				{Target: "b.", Priority: 7, Weight: 100},
+				{Target: "c.", Priority: 9},
+				{Target: "d.", Priority: 9},
 			},
 			[]float64{1, 100, 1, 1},
 			[]int{0, 0, 1, 1},

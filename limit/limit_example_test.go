@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/backstay/backstay/limit"
@@ -63,10 +63,28 @@ func ExampleNewConcurrency() {
 }
 
 func ExampleWithPriority() {
-	c, _ := limit.NewConcurrency(&limit.ConcurrencyConfig{Max: 100, Queue: 50})
-	client := &http.Client{Transport: c.Layer(nil)}
+	c, err := limit.NewConcurrency(&limit.ConcurrencyConfig{Key: "orders", Max: 1, Queue: 1})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	ctx := context.Background()
+	busy, _ := c.Acquire(ctx)
 
-	ctx := limit.WithPriority(context.Background(), limit.Low)
-	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://orders/report", nil)
-	_, _ = client, req // the report waits behind the others
+	report, order := make(chan error), make(chan error)
+	go func() {
+		report <- c.Run(limit.WithPriority(ctx, limit.Low), func(context.Context) error { return nil })
+	}()
+	for c.Waiting() == 0 {
+		runtime.Gosched()
+	}
+	go func() { // takes the report's place in the queue
+		order <- c.Run(ctx, func(context.Context) error { return nil })
+	}()
+	fmt.Println("report refused:", errors.Is(<-report, limit.ErrFull))
+	busy.Done()
+	fmt.Println("order:", <-order)
+	// Output:
+	// report refused: true
+	// order: <nil>
 }

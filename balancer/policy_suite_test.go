@@ -1,0 +1,26 @@
+package balancer_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/backstay/backstay/backstaytest"
+	"github.com/backstay/backstay/balancer"
+)
+
+func TestPoliciesKeepTheirContract(t *testing.T) {
+	for name, c := range map[string]struct {
+		policy balancer.Policy
+		opts   backstaytest.PolicyOptions
+	}{
+		"P2C":                  {balancer.P2C{}, backstaytest.PolicyOptions{}},
+		"P2C peak EWMA":        {balancer.P2C{Cost: &balancer.PeakEWMA{}}, backstaytest.PolicyOptions{}},
+		"P2C in flight":        {balancer.P2C{Cost: balancer.InFlight{}}, backstaytest.PolicyOptions{}},
+		"P2C own cost":         {balancer.P2C{Cost: costFunc(func(n *balancer.Node, _ time.Time) float64 { return float64(n.Awaiting()) })}, backstaytest.PolicyOptions{}},
+		"round robin":          {balancer.RoundRobin{}, backstaytest.PolicyOptions{}},
+		"random":               {balancer.Random{}, backstaytest.PolicyOptions{}},
+		"weighted round robin": {balancer.WeightedRoundRobin{}, backstaytest.PolicyOptions{Weighted: true}},
+	} {
+		t.Run(name, func(t *testing.T) { backstaytest.TestPolicy(t, c.policy, &c.opts) })
+	}
+}
