@@ -131,7 +131,7 @@ func (p *problems) service(where string, s *Service) {
 	p.add(where+".Breaker", err)
 	p.add(where, balancer.Config{PanicThreshold: s.PanicThreshold}.Validate())
 	if s.Breaker.Classifier != nil || s.Breaker.Classify != nil {
-		p.add(where, errors.New("Breaker.Classifier is set, want none: the service's Classifier says it")) //nolint:staticcheck // a field's name
+		p.add(where, errors.New("Breaker.Classifier is set, want none: the service's Classifier says it"))
 	}
 	_, err = retry.NewBudget(&s.Budget)
 	p.add(where+".Budget", err)

@@ -214,7 +214,7 @@ func (l *transport) goesByProxy(req *http.Request) bool {
 	}
 	key := hostKey{req.URL.Scheme, req.URL.Host}
 	if known, ok := l.proxied.Load(key); ok {
-		return known.(bool)
+		return known == true
 	}
 	u, err := l.proxy(req)
 	l.proxied.Store(key, u != nil || err != nil)

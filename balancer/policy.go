@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"slices"
 	"time"
 )
 
@@ -18,14 +19,7 @@ type Call struct {
 	LatencyNeutral bool
 }
 
-func (c *Call) avoids(n *Node) bool {
-	for _, a := range c.Avoid {
-		if a == n {
-			return true
-		}
-	}
-	return false
-}
+func (c *Call) avoids(n *Node) bool { return slices.Contains(c.Avoid, n) }
 
 // Policy decides how nodes are chosen. The balancer asks it for a new [Picker]
 // whenever the eligible nodes change; what a node is like (its latency, what it

@@ -179,6 +179,7 @@ func (n *Node) breakerChanged(e breaker.StateChanged) {
 	b := n.owner
 	state := b.closedGate
 	switch e.To {
+	case breaker.Closed:
 	case breaker.HalfOpen:
 		state = gateHalfOpen
 	case breaker.Open:

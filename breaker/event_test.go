@@ -35,6 +35,7 @@ func TestEventsTellEachTransitionOnce(t *testing.T) {
 	require.EqualValues(t, 10, e.Failures)
 	require.Equal(t, breaker.ReasonOpenTimeOver, events[1].Reason)
 	require.Equal(t, breaker.ReasonProbesSucceeded, events[2].Reason)
+	require.EqualValues(t, 3, events[2].Calls, "the one that closed it, too")
 	require.Zero(t, events[2].Until)
 }
 

@@ -59,23 +59,13 @@ func (l *Lease) judge(t int64, o outcome.Outcome) {
 	p := l.period
 	slow := p.timed && t-l.start >= int64(p.set.SlowTime)
 	bad := o.Class == outcome.Failure
-	if l.probe != 0 && !p.probed(l.probe, t, o, slow) {
+	if l.probe == 0 {
+		p.win.count(t, 1, o, slow)
+	} else if !p.probed(l.probe, t, 1, o, slow) {
 		*l = Lease{} // it lost its place: another speaks for it
 		return
 	}
-	if !bad && o.Class != outcome.Success {
-		return
-	}
-	bucket := p.win.at(t)
-	bucket.calls.Add(1)
-	if slow {
-		bucket.slow.Add(1)
-	}
-	if bad {
-		bucket.failures.Add(1)
-		p.win.run.Add(1)
-	}
-	if bad || slow {
+	if bad || slow && o.Class == outcome.Success {
 		p.failed(t, o.Err)
 	}
 }
@@ -102,10 +92,8 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 // more, for there was one.
 func (l *Lease) broke(t int64, o outcome.Outcome) {
 	p := l.period
-	if l.probe != 0 {
-		p.probed(l.probe, t, o, false)
+	if l.probe == 0 || !p.probed(l.probe, t, 0, o, false) {
+		p.win.count(t, 0, o, false)
 	}
-	p.win.at(t).failures.Add(1)
-	p.win.run.Add(1)
 	p.failed(t, o.Err)
 }

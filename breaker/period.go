@@ -57,6 +57,7 @@ func (b *Breaker) begin(t int64, why Reason, win *window) {
 		p.state = Open
 	case ForcedClosed:
 		p.state = Closed
+	case Auto, Disabled:
 	}
 	p.timed = set.SlowTime > 0
 	p.plain = !p.timed && set.Consecutive == 0
@@ -219,22 +220,23 @@ func (b *Breaker) open(t int64, why Reason, err error, random float64) {
 	b.begin(t, why, nil)
 }
 
-// probed takes the outcome of the probe with the given id, and reports whether
-// that still had its place.
-func (p *period) probed(id uint32, t int64, o outcome.Outcome, slow bool) bool {
+// probed counts the outcome of the probe with the given id, as that many calls,
+// and reports whether it still had its place.
+func (p *period) probed(id uint32, t, calls int64, o outcome.Outcome, slow bool) bool {
 	b, random := p.b, p.set.Rand()
 	b.mu.Lock()
-	kept := b.cur.Load() == p && p.settle(id, t, o, slow, random)
+	kept := b.cur.Load() == p && p.settle(id, t, calls, o, slow, random)
 	b.mu.Unlock()
 	b.events.Flush()
 	return kept
 }
 
-func (p *period) settle(id uint32, t int64, o outcome.Outcome, slow bool, random float64) bool {
+func (p *period) settle(id uint32, t, calls int64, o outcome.Outcome, slow bool, random float64) bool {
 	i := slices.IndexFunc(p.probes, func(place probe) bool { return place.id == id })
 	if i < 0 {
 		return false
 	}
+	p.win.count(t, calls, o, slow)
 	b, place := p.b, &p.probes[i]
 	switch {
 	case o.Class == outcome.Failure:

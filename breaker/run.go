@@ -59,5 +59,5 @@ func (l *Lease) unwind(returned *bool) {
 		return
 	}
 	l.Done(time.Time{}, outcome.Outcome{Class: outcome.Failure, Err: fmt.Errorf("breaker: the call panicked: %v", v)})
-	panic(v) // from here, the stack still holds the frames that panicked first
+	panic(v) //nolint:forbidigo // it is handed on; from here, the stack still holds the frames that panicked first
 }

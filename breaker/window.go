@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/backstay/backstay/outcome"
 )
 
 // buckets is the number of steps in which the window rolls.
@@ -50,6 +52,24 @@ func (w *window) at(t int64) *bucket {
 		last = w.advance(t)
 	}
 	return w.slot(last)
+}
+
+// count counts an outcome as that many calls; what is neither a success nor a
+// failure as none.
+func (w *window) count(t, calls int64, o outcome.Outcome, slow bool) {
+	bad := o.Class == outcome.Failure
+	if !bad && o.Class != outcome.Success {
+		return
+	}
+	b := w.at(t)
+	b.calls.Add(calls)
+	if slow {
+		b.slow.Add(1)
+	}
+	if bad {
+		b.failures.Add(1)
+		w.run.Add(1)
+	}
 }
 
 func (w *window) advance(t int64) int64 {

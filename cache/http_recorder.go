@@ -45,7 +45,7 @@ func (r *recorder) Read(p []byte) (int, error) {
 	if err != nil {
 		r.over = true
 	}
-	over, body, complete := r.over, r.buf, err == io.EOF && r.buf != nil //nolint:errorlint // io.Reader's contract
+	over, body, complete := r.over, r.buf, err == io.EOF && r.buf != nil
 	r.mu.Unlock()
 	if over {
 		r.finish(body, complete)
@@ -86,7 +86,7 @@ func (r *recorder) atEnd() bool {
 	timeout := time.AfterFunc(probeWait, func() { _ = r.closeInner() })
 	var p [1]byte
 	n, err := r.inner.Read(p[:])
-	return timeout.Stop() && n == 0 && err == io.EOF //nolint:errorlint // io.Reader's contract
+	return timeout.Stop() && n == 0 && err == io.EOF
 }
 
 func (r *recorder) closeInner() error {

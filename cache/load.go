@@ -194,7 +194,7 @@ func (s *shard[K, V]) wait(ctx context.Context, f *flight[V], late bool) bool {
 func (c *Cache[K, V]) takeOff(ctx context.Context, s *shard[K, V], key K, load func(context.Context, K) (V, error)) *flight[V] {
 	f := &flight[V]{done: make(chan struct{})}
 	ctx, f.cancel = context.WithCancel(&loadContext[K, V]{context.WithoutCancel(ctx), c, key, f})
-	if key == key { //nolint:gocritic,staticcheck // false for NaN, which a map would never give back
+	if key == key { //nolint:gocritic // false for NaN, which a map would never give back
 		s.flights[key] = f
 	} else {
 		s.strays[f] = struct{}{}

@@ -128,7 +128,7 @@ func (s *shard[K, V]) put(now int64, key K, it item[V], gone []record[K, V]) []r
 		into = s.main
 	}
 	e := &entry[V]{item: it}
-	if it.weight > s.maxWeight || key != key { //nolint:gocritic,staticcheck // NaN: no map gives it back, or lets it go
+	if it.weight > s.maxWeight || key != key { //nolint:gocritic // NaN: no map gives it back, or lets it go
 		return s.note(gone, key, e, Evicted)
 	}
 	for s.small.Len()+s.main.Len() >= s.maxEntries || it.weight > s.maxWeight-s.weight {

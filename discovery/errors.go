@@ -59,8 +59,7 @@ func isWarning(err error) bool {
 
 // resolveError returns err as a *ResolveError.
 func resolveError(service string, err error) error {
-	var re *ResolveError
-	if errors.As(err, &re) {
+	if _, already := errors.AsType[*ResolveError](err); already {
 		return err
 	}
 	return &ResolveError{Service: service, Err: err}

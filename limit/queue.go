@@ -84,7 +84,7 @@ func (q *queue) next() *waiter {
 		if front == nil {
 			continue
 		}
-		if w := front.Value.(*waiter); next == nil || oldest && w.number < next.number {
+		if w := waiterOf(front); next == nil || oldest && w.number < next.number {
 			next = w
 		}
 	}
@@ -92,12 +92,17 @@ func (q *queue) next() *waiter {
 	return next
 }
 
+func waiterOf(e *list.Element) *waiter {
+	w, _ := e.Value.(*waiter) // there is nothing else in the lists
+	return w
+}
+
 // displace removes and returns the last to come of the lowest level, if that is
 // below the given one; nil if there is none.
 func (q *queue) displace(level int) *waiter {
 	for i := range level {
 		if back := q.levels[i].Back(); back != nil {
-			w := back.Value.(*waiter)
+			w := waiterOf(back)
 			q.remove(w)
 			return w
 		}

@@ -73,6 +73,11 @@ type Rate struct {
 // now, or that the limit has changed.
 type turn struct{ look chan struct{} }
 
+func turnOf(e *list.Element) *turn {
+	t, _ := e.Value.(*turn) // there is nothing else in the line
+	return t
+}
+
 // NewRate returns a full bucket. The config must have a Limit.
 func NewRate(cfg *RateConfig) (*Rate, error) {
 	set, err := cfg.resolve()
@@ -120,12 +125,14 @@ func (r *Rate) wait(ctx context.Context, cancel <-chan struct{}) error {
 		return err
 	}
 	r.tellFirst() // which may be this one
-	var timer *time.Timer
-	var due <-chan time.Time
+	mine := turnOf(place)
+	timer := time.NewTimer(time.Hour)
+	timer.Stop() // until it is this one's turn
+	defer timer.Stop()
 	for {
 		select {
-		case <-place.Value.(*turn).look:
-		case <-due:
+		case <-mine.look:
+		case <-timer.C:
 		case <-ctx.Done():
 			r.leave(place)
 			return context.Cause(ctx)
@@ -134,17 +141,11 @@ func (r *Rate) wait(ctx context.Context, cancel <-chan struct{}) error {
 			return context.Canceled
 		}
 		delay := r.advance()
-		switch {
-		case delay == 0:
+		if delay == 0 {
 			r.leave(place)
 			return nil
-		case timer == nil:
-			timer = time.NewTimer(delay)
-			defer timer.Stop()
-			due = timer.C
-		default:
-			timer.Reset(delay)
 		}
+		timer.Reset(delay)
 	}
 }
 
@@ -194,7 +195,7 @@ func (r *Rate) tellFirst() {
 		return
 	}
 	select {
-	case place.Value.(*turn).look <- struct{}{}:
+	case turnOf(place).look <- struct{}{}:
 	default: // told already
 	}
 }

@@ -66,8 +66,6 @@ type Limits struct {
 	Call time.Duration
 }
 
-func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 }
-
 // Attempt is one attempt. The zero value is ready for Start, once: an attempt is
 // never started again, reused or pooled, for a transport may hold its context
 // after RoundTrip has returned. It must not be copied.
@@ -103,6 +101,8 @@ type Attempt struct {
 
 // limits are Limits since the attempt's start; 0 is none.
 type limits struct{ attempt, call, deadline time.Duration }
+
+func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 }
 
 // Start begins the attempt under the caller's context. A zero now is the
 // present. Nothing is armed until somebody waits for the context's end.

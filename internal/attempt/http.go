@@ -57,7 +57,7 @@ func Small(req *http.Request) bool {
 	}
 	var r io.Reader = req.Body
 	if t := reflect.TypeOf(r); t == nopCloser || t == nopCloserWriterTo {
-		r, _ = reflect.ValueOf(r).Field(0).Interface().(io.Reader)
+		r, _ = reflect.TypeAssert[io.Reader](reflect.ValueOf(r).Field(0))
 	}
 	switch r.(type) {
 	case *bytes.Reader, *bytes.Buffer, *strings.Reader:
@@ -68,8 +68,8 @@ func Small(req *http.Request) bool {
 
 // What io.NopCloser returns, by which http.NewRequest makes bodies of readers.
 var (
-	nopCloser         = reflect.TypeOf(io.NopCloser(nil))
-	nopCloserWriterTo = reflect.TypeOf(io.NopCloser(struct {
+	nopCloser         = reflect.TypeOf(io.NopCloser(nil))    //nolint:gochecknoglobals // constant
+	nopCloserWriterTo = reflect.TypeOf(io.NopCloser(struct { //nolint:gochecknoglobals // constant
 		io.Reader
 		io.WriterTo
 	}{}))
