@@ -203,6 +203,7 @@ func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*htt
 			event.Emit(req.Context(), o, call.Finished{Record: frame.Record()})
 		}
 	}
+	frame.Free()
 	return resp, err
 }
 

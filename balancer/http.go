@@ -98,7 +98,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	x := &exchange{layer: l, frame: frame, req: req}
+	x, u := l.newExchange(req, frame)
 	b, direct := l.route(req)
 	now := clock.Now()
 	c := Call{Now: now, Avoid: b.tried(frame), LatencyNeutral: frame.LatencyNeutral()}
@@ -118,7 +118,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		}
 		n := x.lease.node
 		if tries == 2 || !n.leaving.Load() {
-			return x.send(now, direct)
+			return x.send(now, direct, u)
 		}
 		// It has left since it was picked, and its connections may be closed. From
 		// here on a node that leaves sees the lease and waits for it.
@@ -279,7 +279,21 @@ type exchange struct {
 	index int // the attempt's, in the frame
 }
 
-func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
+// newExchange returns an exchange, and where there is need of it room for a URL
+// with the node's address.
+func (l *transport) newExchange(req *http.Request, frame *call.Frame) (*exchange, *url.URL) {
+	if l.template != nil || l.opaque {
+		return &exchange{layer: l, frame: frame, req: req}, nil
+	}
+	x := &struct {
+		exchange
+		url url.URL
+	}{exchange: exchange{layer: l, frame: frame, req: req}}
+	return &x.exchange, &x.url
+}
+
+// send makes the attempt. Direct means through Next as it is; u is room for a URL.
+func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
 	x.index = x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)
 	settled := false
@@ -308,7 +322,7 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 		c := l.conn(n)
 		if c.rt != nil {
 			rt = c.rt
-		} else if err := c.readdress(out); err != nil {
+		} else if err := c.readdress(out, u); err != nil {
 			settled = true
 			layer.CloseBody(req)
 			return nil, x.fail(err)
@@ -335,6 +349,7 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	o = x.lease.Answered(now, o)
 	x.frame.Answered(now, resp, resp.StatusCode, o)
 	resp.Request = req
+	x.frame = x.frame.Watched()
 	resp.Body = x.Wrap(resp.Body, x)
 	settled = true
 	return resp, nil
@@ -370,8 +385,9 @@ var (
 )
 
 // readdress sends out, a copy already, to the node instead of the service's name.
-func (c *conn) readdress(out *http.Request) error {
-	u := *out.URL
+// It uses u for its URL.
+func (c *conn) readdress(out *http.Request, u *url.URL) error {
+	*u = *out.URL
 	hostport, err := c.hostport(cmp.Or(u.Port(), "80"))
 	if err != nil {
 		return err
@@ -380,6 +396,6 @@ func (c *conn) readdress(out *http.Request) error {
 		out.Host = u.Host
 	}
 	u.Host = hostport
-	out.URL = &u
+	out.URL = u
 	return nil
 }

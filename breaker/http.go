@@ -76,7 +76,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 		o = end.classifier.Classify(req, resp, err)
 	}
 	if f != nil && !inner && !outcome.Refused(o.Err) { // if refused, nothing was attempted
-		end.frame, end.attempt = f, f.Send(start, nil, "", "")
+		end.frame, end.attempt = f.Watched(), f.Send(start, nil, "", "")
 		if resp == nil {
 			f.Answered(now, nil, 0, o)
 		} else {

@@ -71,6 +71,7 @@ type Frame struct {
 	latencyNeutral bool
 	others         bool
 	answered       bool // answer and outcome are those of the current attempt
+	carried        bool // by a context
 
 	answer  any
 	outcome outcome.Outcome
@@ -94,10 +95,36 @@ func (c *frameContext) Value(key any) any {
 // New returns a fresh frame for one call of the chain, which is made under ctx.
 // Layers that know each other hand it down; [Carry] takes it past others.
 func New(ctx context.Context, chain *Chain, info Info) *Frame {
-	f := &Frame{info: info, chain: chain}
+	f, _ := free.Get().(*Frame)
+	if f == nil {
+		f = new(Frame)
+	}
+	f.info, f.chain = info, chain
 	f.attempts = f.first[:0]
 	if f.log = logOf(ctx); f.log != nil {
 		f.log.add(f)
+	}
+	return f
+}
+
+// free holds frames for New.
+var free sync.Pool //nolint:gochecknoglobals // it holds nothing that anybody could see
+
+// Free ends the use of a frame by whoever has made it. Layers do not use a frame
+// after they have returned, except for what [Frame.Watched] returns.
+func (f *Frame) Free() {
+	if f == nil || f.log != nil || f.carried {
+		return // somebody else may look at it, and for as long as he likes
+	}
+	*f = Frame{}
+	free.Put(f)
+}
+
+// Watched returns what to keep of f for the end of a response's body: f if a
+// [Log] looks at it, or else nil.
+func (f *Frame) Watched() *Frame {
+	if f == nil || f.log == nil {
+		return nil
 	}
 	return f
 }
@@ -108,6 +135,7 @@ func Carry(ctx context.Context, f *Frame) context.Context {
 	if f == nil || innermost(ctx) == f {
 		return ctx
 	}
+	f.carried = true
 	return &frameContext{ctx, f}
 }
 

@@ -136,7 +136,7 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 		c.frame.Answered(now, nil, 0, a.o)
 	}
 	if fl != nil {
-		fl.frame, fl.index = c.frame, i
+		fl.frame, fl.index = c.frame.Watched(), i
 	}
 }
 

@@ -82,11 +82,12 @@ type Attempt struct {
 	// caller that keeps us waiting.
 	reading  atomic.Int32
 	made     atomic.Bool // inner and cancel are set and will not change
+	answered atomic.Bool // the headers are here: only the call's deadline counts
+	released atomic.Bool // the attempt is over
 	finished atomic.Bool // the body has come to its end, or Close has begun
 	bounded  bool        // the attempt was started with limits
 
 	mu       sync.Mutex
-	released bool
 	limits   limits
 	timer    *time.Timer
 	timeout  *outcome.TimeoutError // our bound that ended the attempt
@@ -126,6 +127,10 @@ func (a *Attempt) Restart(now time.Time) {
 // was up first: then the context has ended, the response is of no use, and the
 // caller closes it.
 func (a *Attempt) Headers() error {
+	a.answered.Store(true)
+	if !a.made.Load() {
+		return nil // no timer, and whoever makes one sees that there is an answer
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.limits.attempt = 0
@@ -164,15 +169,16 @@ func (a *Attempt) Error(err error) error {
 // to hand on; a wrapped body does it by itself. It may be called at any time and
 // more than once.
 func (a *Attempt) End() {
+	a.released.Store(true)
+	if !a.made.Load() {
+		return // whoever makes a context sees that it is over
+	}
 	a.mu.Lock()
-	a.released = true
 	if a.timer != nil {
 		a.timer.Stop()
 	}
 	a.mu.Unlock()
-	if a.made.Load() {
-		a.cancel(nil)
-	}
+	a.cancel(nil)
 }
 
 // left returns how far away the nearer bound is and which one it is: nil for
@@ -183,7 +189,7 @@ func (a *Attempt) left(now time.Time) (time.Duration, error) {
 		kind error
 	)
 	passed := now.Sub(a.start)
-	if a.limits.attempt > 0 {
+	if a.limits.attempt > 0 && !a.answered.Load() {
 		left, kind = a.limits.attempt, outcome.ErrAttemptTimeout
 		if a.reading.Load() == 0 {
 			left -= passed - time.Duration(a.from.Load())
@@ -206,7 +212,7 @@ func (a *Attempt) check() {
 	}
 	a.mu.Lock()
 	left, kind := a.left(now)
-	if a.released || kind == nil || a.timeout != nil {
+	if a.released.Load() || kind == nil || a.timeout != nil {
 		a.mu.Unlock()
 		return
 	}

@@ -59,7 +59,7 @@ func (c *lazyContext) derive() context.Context {
 	}
 	a.inner, a.cancel = inner, cancel
 	a.made.Store(true)
-	released := a.released
+	released := a.released.Load()
 	a.mu.Unlock()
 	if released {
 		cancel(nil)
@@ -76,5 +76,5 @@ func (a *Attempt) over() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	left, kind := a.left(now)
-	return a.released || kind != nil && left <= 0
+	return a.released.Load() || kind != nil && left <= 0
 }

@@ -117,7 +117,7 @@ func (u *upload) Close() error {
 func (a *Attempt) bodyFailed(u *upload, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.bodyErr == nil && a.timeout == nil && !a.released && !u.closed.Load() {
+	if a.bodyErr == nil && a.timeout == nil && !a.released.Load() && !u.closed.Load() {
 		a.bodyErr = err
 	}
 }

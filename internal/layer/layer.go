@@ -111,7 +111,10 @@ func Finish(frame *call.Frame, req *http.Request, resp *http.Response, err error
 		status = resp.StatusCode
 		resp.Request = req
 	}
-	frame.Finish(clock.Now(), status, err)
+	if frame.Watched() != nil {
+		frame.Finish(clock.Now(), status, err)
+	}
+	frame.Free()
 }
 
 // CloseIdle closes rt's idle connections, if it can do that.
