@@ -189,6 +189,7 @@ func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*htt
 	if p.timeout > 0 {
 		frame.SetDeadline(info.Start.Add(p.timeout))
 	}
+	frame.SetYoung(true)
 	frame.SetAttemptTimeout(p.attemptTimeout)
 	frame.SetLatencyNeutral(p.latencyNeutral)
 	resp, err := p.Forward(req, frame)
@@ -197,7 +198,7 @@ func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*htt
 		status = resp.StatusCode
 		resp.Request = req // and not one whose context ends with the body
 	}
-	if o := s.client.cfg.Observer; o != nil || call.Logged(req.Context()) {
+	if o := s.client.cfg.Observer; o != nil || frame.Watched() != nil {
 		frame.Finish(clock.Now(), status, err)
 		if o != nil {
 			event.Emit(req.Context(), o, call.Finished{Record: frame.Record()})

@@ -139,9 +139,12 @@ func (b *Balancer) acquire(ctx context.Context, c *Call, frame *call.Frame, l *L
 	c.Now = clock.Or(c.Now)
 	s := b.current.Load()
 	if s == nil || b.cfg.OnDemand {
-		var err error
-		if s, err = b.await(ctx, s, c.Now); err != nil {
+		known, err := b.await(ctx, s, c.Now)
+		if err != nil {
 			return err
+		}
+		if s == nil {
+			s, c.Now = known, clock.Now() // the wait is nothing that a node could be blamed for
 		}
 	}
 	return b.choose(s, c, frame, l)

@@ -100,8 +100,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 	}
 	x, u := l.newExchange(req, frame)
 	b, direct := l.route(req)
-	now := clock.Now()
-	c := Call{Now: now, Avoid: b.tried(frame), LatencyNeutral: frame.LatencyNeutral()}
+	c := Call{Now: call.Now(frame), Avoid: b.tried(frame), LatencyNeutral: frame.LatencyNeutral()}
 	ctx := req.Context()
 	if b.current.Load() == nil { // the first endpoints may be waited for
 		var cancel context.CancelFunc
@@ -118,11 +117,11 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		}
 		n := x.lease.node
 		if tries == 2 || !n.leaving.Load() {
-			return x.send(now, direct, u)
+			return x.send(c.Now, direct, u)
 		}
 		// It has left since it was picked, and its connections may be closed. From
 		// here on a node that leaves sees the lease and waits for it.
-		x.lease.Done(now, outcome.Outcome{Class: outcome.Neutral})
+		x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
 		c.Avoid = append(slices.Clone(c.Avoid), n)
 	}
 }

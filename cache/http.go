@@ -157,6 +157,7 @@ func (l *httpLayer) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	}
 	if e == nil {
 		f.SetCache("miss")
+		f.SetYoung(false) // it may have waited for another call
 		h.counts.misses.Add(1)
 		return l.fetch(req, f, key, epoch, release)
 	}

@@ -72,6 +72,7 @@ type Frame struct {
 	others         bool
 	answered       bool // answer and outcome are those of the current attempt
 	carried        bool // by a context
+	young          bool // nothing has taken time since info.Start
 
 	answer  any
 	outcome outcome.Outcome
@@ -135,7 +136,7 @@ func Carry(ctx context.Context, f *Frame) context.Context {
 	if f == nil || innermost(ctx) == f {
 		return ctx
 	}
-	f.carried = true
+	f.carried, f.young = true, false
 	return &frameContext{ctx, f}
 }
 
@@ -215,6 +216,24 @@ func (f *Frame) Start() time.Time {
 	return f.info.Start
 }
 
+// Now returns the time. For a frame that is young it is the time that the call
+// began, and saves a reading of the clock. f may be nil.
+func Now(f *Frame) time.Time {
+	if f != nil && f.young {
+		return f.info.Start
+	}
+	return clock.Now()
+}
+
+// SetYoung says whether nothing has taken time since the call began. Whoever has
+// just read the clock for Info.Start sets it, and a layer that may wait unsets it;
+// so do a wait between attempts, an attempt, and a layer of somebody else's.
+func (f *Frame) SetYoung(young bool) {
+	if f != nil {
+		f.young = young
+	}
+}
+
 // SetAttemptTimeout sets how long one attempt may take from the request written
 // to the response's headers; 0 or less is no limit. The innermost layer that
 // sends attempts enforces it.
@@ -251,6 +270,7 @@ func (f *Frame) Slept(d time.Duration) {
 	}
 	f.lock()
 	f.slept += d
+	f.young = false
 	f.unlock()
 }
 
@@ -352,7 +372,7 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 		Node: node, Addr: addr, Start: now, Slept: f.slept, Refusals: f.refused, key: key,
 	})
 	f.slept, f.refused = 0, nil
-	f.answered, f.answer = false, nil
+	f.answered, f.answer, f.young = false, nil, false
 	f.unlock()
 	return i
 }

@@ -203,3 +203,44 @@ func TestOutcomeBearsErrorsThatCannotBeCompared(t *testing.T) {
 		require.False(t, ok, "it cannot be known: the layer classifies for itself")
 	})
 }
+
+func TestNowIsTheCallsStartUntilSomethingTakesTime(t *testing.T) {
+	long := time.Now().Add(-time.Hour)
+	require.WithinDuration(t, time.Now(), call.Now(nil), time.Minute)
+	for name, take := range map[string]func(*call.Frame){
+		"a wait":     func(f *call.Frame) { f.SetYoung(false) },
+		"a sleep":    func(f *call.Frame) { f.Slept(time.Second) },
+		"an attempt": func(f *call.Frame) { f.Send(time.Now(), nil, "", "") },
+		"a stranger": func(f *call.Frame) { call.Carry(t.Context(), f) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := call.New(t.Context(), nil, call.Info{Start: long})
+			require.WithinDuration(t, time.Now(), call.Now(f), time.Minute, "nobody has said that it is young")
+			f.SetYoung(true)
+			require.Equal(t, long, call.Now(f))
+			take(f)
+			require.WithinDuration(t, time.Now(), call.Now(f), time.Minute)
+		})
+	}
+}
+
+func TestAFrameThatSomebodyLooksAtIsNotUsedAgain(t *testing.T) {
+	ctx, log := call.WithLog(t.Context())
+	f := call.New(ctx, nil, call.Info{Service: "logged"})
+	require.Same(t, f, f.Watched())
+	f.Free()
+	carried := call.New(t.Context(), nil, call.Info{Service: "carried"})
+	require.Nil(t, carried.Watched())
+	call.Carry(t.Context(), carried)
+	carried.Free()
+	for range 100 {
+		g := call.New(t.Context(), nil, call.Info{})
+		require.NotSame(t, f, g)
+		require.NotSame(t, carried, g)
+		require.Zero(t, g.Attempts())
+		g.Send(time.Now(), nil, "", "")
+		g.Free()
+	}
+	require.Equal(t, "logged", log.Calls()[0].Service)
+	require.Equal(t, "carried", carried.Service())
+}

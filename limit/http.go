@@ -61,6 +61,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	ctx, cancel := layer.Within(req.Context(), f)
 	defer cancel()
 	lease, err := t.admit(ctx, req)
+	f.SetYoung(false) // it may have waited
 	if err != nil {
 		if outcome.Refused(err) {
 			f.Refused("", t.by, err)

@@ -83,7 +83,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 		f.SetDeadline(c.deadline)
 	}
 	c.deadline = nearest(ctx, c.deadline)
-	c.watched = c.limits.Attempt > 0 || cfg.Timeout > 0 || cfg.BufferBody || call.Logged(ctx)
+	c.watched = c.limits.Attempt > 0 || cfg.Timeout > 0 || cfg.BufferBody || f.Watched() != nil
 	c.budget = t.r.budgets.get(c.subject().service)
 	c.budget.Deposit(start)
 	return c.run()
