@@ -5,7 +5,7 @@ import "time"
 // retire lets a node that has left the set finish what it has. Its breaker and
 // its estimates go with it: a node that comes back is a new one. b.mu is held.
 func (b *Balancer) retire(n *Node) {
-	n.leaving.Store(true)
+	n.unwell.Or(leaving)
 	var deadline *time.Timer
 	if b.cfg.DrainTimeout > 0 {
 		deadline = time.AfterFunc(b.cfg.DrainTimeout, n.leave)

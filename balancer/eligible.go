@@ -35,7 +35,7 @@ func (b *Balancer) notify() {
 // state says whether the node gets calls, and if not, until when at the latest;
 // zero where that is not a matter of time.
 func (n *Node) state(now int64) (NodeState, int64) {
-	if n.leaving.Load() {
+	if n.hasLeft() {
 		return Removed, 0
 	}
 	switch n.gate.Load() & gateState {

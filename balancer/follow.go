@@ -274,5 +274,6 @@ func (n *Node) set(e discovery.Endpoint) {
 	if !(weight > 0) {
 		weight = 1
 	}
-	n.inverse.Store(math.Float64bits(1 / weight))
+	weight = min(max(weight, 1e-30), 1e30) // nobody means more than that by it
+	n.inverse.Store(math.Float32bits(float32(1 / weight)))
 }

@@ -116,7 +116,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 			return nil, err
 		}
 		n := x.lease.node
-		if tries == 2 || !n.leaving.Load() {
+		if tries == 2 || !n.hasLeft() {
 			return x.send(c.Now, direct, u)
 		}
 		// It has left since it was picked, and its connections may be closed. From

@@ -68,8 +68,8 @@ func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
 		*l = Lease{}
 		return &limit.FullError{Key: n.breaker.Key(), Max: b.cfg.MaxConcurrency}
 	}
-	if load>>32 == 1 {
-		n.firstWaiter.Store(l.start)
+	if load>>32 == 1 && l.start-n.firstWaiter.Load() > 1<<tickShift {
+		n.firstWaiter.Store(l.start) // no oftener than anybody can tell by the ticks
 	}
 	return nil
 }
@@ -120,7 +120,7 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 	if l.gate&gateState != gateFree {
 		l.breaker.Done(now, o)
 	}
-	if load := n.load.Add(-gone); load == 0 && n.leaving.Load() {
+	if load := n.load.Add(-gone); load == 0 && n.hasLeft() {
 		n.leave()
 	}
 }
@@ -138,14 +138,14 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) out
 			l.breaker.Answered(now, o)
 			return o
 		}
-	} else if n.unanswered.Load() != 0 {
-		n.unanswered.Store(0)
+	} else if n.unwell.Load()&unansweredMask != 0 {
+		n.unwell.And(^unansweredMask)
 	}
 	switch {
 	case o.Class == outcome.Failure:
-		n.inRow.Add(1)
-	case n.inRow.Load() != 0:
-		n.inRow.Store(0)
+		n.another(failure, failureMask)
+	case n.unwell.Load()&failureMask != 0:
+		n.unwell.And(^failureMask)
 	}
 	if o.Class == outcome.Success {
 		l.state |= leaseGood
@@ -168,7 +168,7 @@ func (n *Node) judge(b *Balancer, elapsed int64, o outcome.Outcome) outcome.Outc
 		return o
 	}
 	enough := max(deadlineFloor, int64(deadlineFactor*b.typicalLatency()))
-	if n.unanswered.Add(1) >= unansweredLimit || elapsed >= enough {
+	if n.another(unanswered, unansweredMask) >= unansweredLimit || elapsed >= enough {
 		o.Class = outcome.Failure
 	}
 	return o

@@ -23,22 +23,47 @@ type Node struct {
 	rate        atomic.Uint64 // decayed answers and failures before the tally
 	firstWaiter atomic.Int64  // when the first of those that await an answer began
 	rampEnd     atomic.Int64  // when slow start ends
-	inverse     atomic.Uint64 // 1/weight, as the bits of a float64
 	gate        atomic.Uint64 // what the breaker lets through; see gateFree
+	inverse     atomic.Uint32 // 1/weight, as the bits of a float32
+	unwell      atomic.Uint32 // what is not as it mostly is; see leaving
 
-	owner      *Balancer
-	key        string
-	endpoint   atomic.Pointer[discovery.Endpoint]
-	breaker    *breaker.Breaker
-	conn       atomic.Pointer[conn]
-	ejected    atomic.Int64 // until when the node is ejected; 0: it is not
-	openUntil  atomic.Int64 // while gateOpen
-	unanswered atomic.Int32 // callers' deadlines in a row, with no answer between
-	inRow      atomic.Int32 // failures in a row
-	leaving    atomic.Bool  // has left the set
-	reported   NodeState    // guarded by owner.mu: what observers know
+	owner     *Balancer
+	key       string
+	endpoint  atomic.Pointer[discovery.Endpoint]
+	breaker   *breaker.Breaker
+	conn      atomic.Pointer[conn]
+	ejected   atomic.Int64 // until when the node is ejected; 0: it is not
+	openUntil atomic.Int64 // while gateOpen
+	reported  NodeState    // guarded by owner.mu: what observers know
 
-	_ [48]byte // to three lines: then each node begins at one
+	_ [56]byte // to three lines: then each node begins at one
+}
+
+// The bits of Node.unwell, which is 0 for a node that is well: a flag for one that
+// has left the set, and two counts that stop at their top.
+const (
+	leaving        uint32 = 1 << 16
+	failure        uint32 = 1 << 8 // one in a row; up to 255
+	unanswered     uint32 = 1      // one of the callers' deadlines in a row, with no answer between; up to 255
+	failureMask    uint32 = 0xff00
+	unansweredMask uint32 = 0x00ff
+)
+
+// hasLeft reports whether the node has left the set.
+func (n *Node) hasLeft() bool { return n.unwell.Load()&leaving != 0 }
+
+// another adds one to a count of unwell, whose bits mask has, and returns how many
+// there are now.
+func (n *Node) another(one, mask uint32) uint32 {
+	for {
+		word := n.unwell.Load()
+		if word&mask == mask {
+			return mask / one
+		}
+		if n.unwell.CompareAndSwap(word, word+one) {
+			return (word + one) & mask / one
+		}
+	}
 }
 
 // Key returns the node's identity: the endpoint's.
@@ -98,7 +123,8 @@ func (n *Node) observe(now, elapsed int64, o *outcome.Outcome, latencyNeutral bo
 		case o.Class == outcome.Success:
 			updated += value * (1 - d)
 		}
-		if n.estimate.CompareAndSwap(word, packEstimate(updated, tickOf(now))) {
+		next := packEstimate(updated, tickOf(now))
+		if next == word || n.estimate.CompareAndSwap(word, next) {
 			return
 		}
 	}
@@ -147,12 +173,12 @@ func tickOf(now int64) uint32 { return uint32(now >> tickShift) } //nolint:gosec
 const maxThrottle = 300 * time.Second
 
 // weight returns the endpoint's weight.
-func (n *Node) weight() float64 { return 1 / math.Float64frombits(n.inverse.Load()) }
+func (n *Node) weight() float64 { return float64(1 / math.Float32frombits(n.inverse.Load())) }
 
 // inverseWeight returns 1/weight, more during slow start: a node that has just
 // joined is compared as if it could do as little as a tenth.
 func (n *Node) inverseWeight(b *Balancer, now int64) float64 {
-	inverse := math.Float64frombits(n.inverse.Load())
+	inverse := float64(math.Float32frombits(n.inverse.Load()))
 	if left := n.rampEnd.Load() - now; left > 0 {
 		inverse /= max(slowStartFloor, 1-float64(left)/float64(b.cfg.SlowStart))
 	}
