@@ -52,11 +52,11 @@ func (InFlight) Cost(n *Node, now time.Time) float64 {
 }
 
 func (n *Node) inFlightCost(b *Balancer, now int64) float64 {
-	return (float64(n.load.Load()>>32) + 1) * n.inverseWeight(b, now)
+	return (float64(awaitingOf(n.load.Load())) + 1) * n.inverseWeight(b, now)
 }
 
 func (n *Node) peakEWMA(b *Balancer, now int64) float64 {
-	awaiting := n.load.Load() >> 32
+	awaiting := awaitingOf(n.load.Load())
 	estimate, tick := unpackEstimate(n.estimate.Load())
 	latency := float64(estimate)
 	switch {

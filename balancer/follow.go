@@ -240,15 +240,16 @@ func (b *Balancer) update(set discovery.Set) {
 
 // newNode returns the node of a new endpoint. b.mu is held.
 func (b *Balancer) newNode(key string, e discovery.Endpoint, now int64, slowStart bool) *Node {
-	n := &Node{owner: b, key: key}
+	n := &Node{nodeRest: &nodeRest{owner: b, key: key}}
 	n.gate.Store(b.closedGate)
-	n.tally.Store(packTally(uint32(now>>b.tallyShift), 0)) //nolint:gosec // modular
+	n.tally.Store(uint32(now >> b.tallyShift)) //nolint:gosec // modular
 	n.set(e)
 	if median := b.typicalLatency(); median > 0 {
 		n.seed(now, median)
 	}
 	if slowStart { // with all nodes new there is nobody to take the load meanwhile
-		n.rampEnd.Store(now + int64(b.cfg.SlowStart))
+		n.rampEnd = now + int64(b.cfg.SlowStart)
+		n.unwell.Store(warming)
 	}
 	cfg := b.cfg.Breaker
 	cfg.Observer = event.Tee(event.ObserverFunc(func(_ context.Context, e event.Event) {

@@ -3,7 +3,6 @@ package balancer
 import (
 	"context"
 	"errors"
-	"math"
 	"time"
 
 	"github.com/backstay/backstay/breaker"
@@ -42,9 +41,6 @@ const (
 // Node returns the node that the attempt goes to; nil for the zero Lease.
 func (l *Lease) Node() *Node { return l.node }
 
-// awaiting is one call awaiting an answer, in a node's load.
-const awaiting = 1 << 32
-
 // acquire takes a lease on n, or says why not: *breaker.OpenError or
 // *limit.FullError.
 func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
@@ -56,19 +52,19 @@ func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
 			return err
 		}
 	}
-	add := uint64(1)
+	add := oneInFlight
 	if !call.LatencyNeutral {
-		add += awaiting
+		add += oneAwaiting
 		l.state |= leaseWaiting
 	}
 	load := n.load.Add(add)
-	if most := b.cfg.MaxConcurrency; most > 0 && int64(uint32(load)) > int64(most) { //nolint:gosec // the low half
+	if most := b.cfg.MaxConcurrency; most > 0 && inFlightOf(load) > int64(most) {
 		n.load.Add(-add)
 		l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
 		*l = Lease{}
 		return &limit.FullError{Key: n.breaker.Key(), Max: b.cfg.MaxConcurrency}
 	}
-	if load>>32 == 1 && l.start-n.firstWaiter.Load() > 1<<tickShift {
+	if awaitingOf(load) == 1 && l.start-n.firstWaiter.Load() > 1<<tickShift {
 		n.firstWaiter.Store(l.start) // no oftener than anybody can tell by the ticks
 	}
 	return nil
@@ -86,11 +82,15 @@ func (l *Lease) Answered(now time.Time, o outcome.Outcome) outcome.Outcome {
 	}
 	now = clock.Or(now)
 	waiting := l.state&leaseWaiting != 0
-	if waiting {
-		l.node.load.Add(-awaiting & math.MaxUint64)
-	}
 	l.state = l.state&^leaseWaiting | leaseAnswered
-	return l.learn(now, !waiting, o)
+	o, change := l.learn(now, !waiting, o)
+	if waiting {
+		change -= oneAwaiting
+	}
+	if change != 0 {
+		l.node.load.Add(change)
+	}
+	return o
 }
 
 // Done gives the lease back at the end of the body or stream. If the attempt had
@@ -100,7 +100,7 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 		return
 	}
 	n := l.node
-	gone := uint64(1)
+	change := ^uint64(0) // −oneInFlight, modular
 	// The clock is not read for what nearly always happens: a good answer whose
 	// body comes to its end.
 	if failed := o.Class == outcome.Failure; failed || l.state&leaseAnswered == 0 || l.gate&gateState != gateFree {
@@ -109,10 +109,12 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 	switch {
 	case l.state&leaseAnswered == 0:
 		waiting := l.state&leaseWaiting != 0
+		var counted uint64
+		o, counted = l.learn(now, !waiting, o)
+		change += counted
 		if waiting {
-			gone += awaiting
+			change -= oneAwaiting
 		}
-		o = l.learn(now, !waiting, o)
 	case l.state&leaseGood != 0 && o.Class == outcome.Failure:
 		n.countBroken(l, now, &o)
 	}
@@ -120,14 +122,15 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 	if l.gate&gateState != gateFree {
 		l.breaker.Done(now, o)
 	}
-	if load := n.load.Add(-gone); load == 0 && n.hasLeft() {
+	if load := n.load.Add(change); inFlightOf(load) == 0 && n.hasLeft() {
 		n.leave()
 	}
 }
 
 // learn takes what came of the attempt into the node's estimates, and has the
-// breaker told.
-func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) outcome.Outcome {
+// breaker told. The second result is what the caller has to add to the node's load
+// for it.
+func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (outcome.Outcome, uint64) {
 	n, at := l.node, l.owner.since(now)
 	elapsed := at - l.start
 	if o.Class == outcome.Neutral {
@@ -136,7 +139,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) out
 				n.raise(at, elapsed)
 			}
 			l.breaker.Answered(now, o)
-			return o
+			return o, 0
 		}
 	} else if n.unwell.Load()&unansweredMask != 0 {
 		n.unwell.And(^unansweredMask)
@@ -151,9 +154,9 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) out
 		l.state |= leaseGood
 	}
 	n.observe(at, elapsed, &o, latencyNeutral)
-	n.count(l, now, at, &o)
+	counted := n.count(l, now, at, &o)
 	l.owner.refresh(at)
-	return o
+	return o, counted
 }
 
 const (

@@ -14,19 +14,25 @@ import (
 // the endpoint's identity is in the set, through all updates of its other
 // fields. All methods may be called concurrently.
 type Node struct {
-	// What every pick and every answer touches is one cache line, the first: of
-	// ten thousand nodes none is in the processor's cache, and each further line
-	// would cost as much as the rest of a pick.
-	load        atomic.Uint64 // awaiting an answer (high half), in flight (low half)
+	// What every pick and every answer touches is one cache line, and nothing
+	// lies between those of two nodes: of ten thousand few are in the processor's
+	// nearest cache, and each further line would cost as much as the rest of a
+	// pick.
+	load        atomic.Uint64 // calls awaiting an answer, good answers of the moment, calls in flight; see oneAwaiting
 	estimate    atomic.Uint64 // latency and the time of the last answer; see packEstimate
-	tally       atomic.Uint64 // good answers of the moment; see packTally
 	rate        atomic.Uint64 // decayed answers and failures before the tally
 	firstWaiter atomic.Int64  // when the first of those that await an answer began
-	rampEnd     atomic.Int64  // when slow start ends
 	gate        atomic.Uint64 // what the breaker lets through; see gateFree
 	inverse     atomic.Uint32 // 1/weight, as the bits of a float32
 	unwell      atomic.Uint32 // what is not as it mostly is; see leaving
+	tally       atomic.Uint32 // the stretch of time that the good answers are of
+	_           [4]byte
 
+	*nodeRest
+}
+
+// nodeRest is what is not needed for every pick.
+type nodeRest struct {
 	owner     *Balancer
 	key       string
 	endpoint  atomic.Pointer[discovery.Endpoint]
@@ -34,14 +40,28 @@ type Node struct {
 	conn      atomic.Pointer[conn]
 	ejected   atomic.Int64 // until when the node is ejected; 0: it is not
 	openUntil atomic.Int64 // while gateOpen
+	rampEnd   int64        // when slow start ends
 	reported  NodeState    // guarded by owner.mu: what observers know
-
-	_ [56]byte // to three lines: then each node begins at one
 }
 
-// The bits of Node.unwell, which is 0 for a node that is well: a flag for one that
-// has left the set, and two counts that stop at their top.
+// Node.load counts three things at once, so that the end of a call is one addition:
+// in the low 20 bits the calls in flight, in the next 24 the good answers of the
+// tally, in the high 20 the calls awaiting an answer.
 const (
+	oneInFlight uint64 = 1
+	oneAnswer   uint64 = 1 << 20
+	oneAwaiting uint64 = 1 << 44
+)
+
+func inFlightOf(load uint64) int64  { return int64(load % oneAnswer) } //nolint:gosec // 20 bits
+func answersOf(load uint64) uint64  { return load / oneAnswer % (oneAwaiting / oneAnswer) }
+func awaitingOf(load uint64) uint64 { return load / oneAwaiting }
+
+// The bits of Node.unwell, which is 0 for a node that is well: flags for one that
+// has left the set and for one in its slow start, and two counts that stop at their
+// top.
+const (
+	warming        uint32 = 1 << 17
 	leaving        uint32 = 1 << 16
 	failure        uint32 = 1 << 8 // one in a row; up to 255
 	unanswered     uint32 = 1      // one of the callers' deadlines in a row, with no answer between; up to 255
@@ -77,11 +97,11 @@ func (n *Node) Breaker() *breaker.Breaker { return n.breaker }
 
 // InFlight returns the number of leases that are not done: answers awaited and
 // bodies being read.
-func (n *Node) InFlight() int { return int(uint32(n.load.Load())) } //nolint:gosec // the low half
+func (n *Node) InFlight() int { return int(inFlightOf(n.load.Load())) }
 
 // Awaiting returns the number of leases that have not been answered yet.
 // [Call.LatencyNeutral] ones do not count.
-func (n *Node) Awaiting() int { return int(n.load.Load() >> 32) } //nolint:gosec // the high half
+func (n *Node) Awaiting() int { return int(awaitingOf(n.load.Load())) } //nolint:gosec // 20 bits
 
 // Latency returns the present estimate of the time to an answer's headers, and
 // false if nothing has been measured on this node yet.
@@ -152,7 +172,7 @@ func (n *Node) raise(now, elapsed int64) {
 	for {
 		word := n.estimate.Load()
 		old, tick := unpackEstimate(word)
-		if n.load.Load()>>32 > 0 {
+		if awaitingOf(n.load.Load()) > 0 {
 			elapsed = max(elapsed, n.silence(now, tick))
 		}
 		if float32(elapsed) <= abs(old)*float32(decay(now>>tickShift, tick)) {
@@ -179,10 +199,15 @@ func (n *Node) weight() float64 { return float64(1 / math.Float32frombits(n.inve
 // joined is compared as if it could do as little as a tenth.
 func (n *Node) inverseWeight(b *Balancer, now int64) float64 {
 	inverse := float64(math.Float32frombits(n.inverse.Load()))
-	if left := n.rampEnd.Load() - now; left > 0 {
-		inverse /= max(slowStartFloor, 1-float64(left)/float64(b.cfg.SlowStart))
+	if n.unwell.Load()&warming == 0 {
+		return inverse
 	}
-	return inverse
+	left := n.rampEnd - now
+	if left <= 0 {
+		n.unwell.And(^warming)
+		return inverse
+	}
+	return inverse / max(slowStartFloor, 1-float64(left)/float64(b.cfg.SlowStart))
 }
 
 const slowStartFloor = 0.1

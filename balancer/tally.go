@@ -30,14 +30,6 @@ func tallyShift(window time.Duration) uint8 {
 	return uint8(min(bits.Len64(step)-1, 30))      //nolint:gosec // small
 }
 
-// A tally is a word of two halves: the number of a stretch of time since the
-// balancer's beginning, and the good answers in it.
-func packTally(number, answers uint32) uint64 { return uint64(number)<<32 | uint64(answers) }
-
-func unpackTally(word uint64) (number, answers uint32) {
-	return uint32(word >> 32), uint32(word) //nolint:gosec // two halves of a word
-}
-
 // The rate is a word of two float32: answers and failures, as they weighed at
 // the beginning of the tally.
 func packRate(answers, failures float32) uint64 {
@@ -49,17 +41,16 @@ func unpackRate(word uint64) (answers, failures float32) {
 }
 
 // count takes an answer into the rate, and tells the breaker if the node's gate
-// still is the lease's: an answer to a call of another time says nothing now.
-func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) {
+// still is the lease's: an answer to a call of another time says nothing now. What
+// it returns is to be added to the node's load: a good answer.
+func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) uint64 {
 	b := l.owner
 	free := l.gate&gateState == gateFree && l.gate == n.gate.Load()
 	if free && o.Class == outcome.Success {
-		number := uint32(at >> b.tallyShift) //nolint:gosec // modular
-		if current, _ := unpackTally(n.tally.Load()); current != number {
+		if uint32(at>>b.tallyShift) != n.tally.Load() { //nolint:gosec // modular
 			n.handOn(b, at)
 		}
-		n.tally.Add(1) // to whichever tally it is by now
-		return
+		return oneAnswer // of whichever tally it is by then
 	}
 	n.handOn(b, at)
 	failures := float32(0)
@@ -75,6 +66,7 @@ func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) {
 			verdict.Done(now, *o)
 		}
 	}
+	return 0
 }
 
 // countBroken makes a failure of an answer that had been counted as good.
@@ -84,42 +76,47 @@ func (n *Node) countBroken(l *Lease, now time.Time, o *outcome.Outcome) {
 		return // and the breaker's lease does the same for the breaker
 	}
 	for l.gate == n.gate.Load() { // else the tally holds the answers of another time
-		word := n.tally.Load()
-		if _, answers := unpackTally(word); answers == 0 {
+		load := n.load.Load()
+		if answersOf(load) == 0 {
 			break // handed on already: it counts as another answer
 		}
-		if n.tally.CompareAndSwap(word, word-1) {
+		if n.load.CompareAndSwap(load, load-oneAnswer) {
 			break
 		}
 	}
 	n.count(l, now, l.owner.since(now), o)
 }
 
-// handOn begins a new tally and takes what the last one held into the rate and,
-// if the breaker is closed, into its window.
+// handOn begins a new tally, if it is time for one, and takes what the last one
+// held into the rate and, if the breaker is closed, into its window.
 func (n *Node) handOn(b *Balancer, at int64) {
-	for {
-		word := n.tally.Load()
-		last, answers := unpackTally(word)
-		number := uint32(at >> b.tallyShift)  //nolint:gosec // modular
-		passed := int64(int32(number - last)) //nolint:gosec // modular
-		if passed < 0 {                       // another processor is ahead by a tally
-			passed, number = 0, last
-		}
-		if answers == 0 && passed == 0 {
-			return
-		}
-		if !n.tally.CompareAndSwap(word, packTally(number, 0)) {
-			continue
-		}
-		n.addRate(rateWeight(passed<<b.tallyShift), float32(answers), 0)
-		if answers > 0 && n.gate.Load()&gateState == gateFree {
-			if passed > 0 { // they are no younger than their tally's end
-				at = (at>>b.tallyShift - passed + 1) << b.tallyShift
-			}
-			n.breaker.Succeeded(b.at(at), int(answers))
-		}
+	last := n.tally.Load()
+	number := uint32(at >> b.tallyShift)        //nolint:gosec // modular
+	passed := max(int64(int32(number-last)), 0) //nolint:gosec // modular; another processor may be ahead by one
+	if passed > 0 && !n.tally.CompareAndSwap(last, number) {
+		return // somebody else does it
+	}
+	answers := n.takeAnswers()
+	if answers == 0 && passed == 0 {
 		return
+	}
+	n.addRate(rateWeight(passed<<b.tallyShift), float32(answers), 0)
+	if answers > 0 && n.gate.Load()&gateState == gateFree {
+		if passed > 0 { // they are no younger than their tally's end
+			at = (at>>b.tallyShift - passed + 1) << b.tallyShift
+		}
+		n.breaker.Succeeded(b.at(at), int(answers)) //nolint:gosec // 24 bits
+	}
+}
+
+// takeAnswers returns the good answers of the tally, which has none then.
+func (n *Node) takeAnswers() uint64 {
+	for {
+		load := n.load.Load()
+		answers := answersOf(load)
+		if answers == 0 || n.load.CompareAndSwap(load, load-answers*oneAnswer) {
+			return answers
+		}
 	}
 }
 
@@ -144,8 +141,8 @@ func rateWeight(age int64) float32 {
 // rates returns the decayed answers and failures.
 func (n *Node) rates(b *Balancer, at int64) (answers, failures float64) {
 	a, f := unpackRate(n.rate.Load())
-	number, recent := unpackTally(n.tally.Load())
-	passed := int32(uint32(at>>b.tallyShift) - number)                         //nolint:gosec // modular
+	recent := answersOf(n.load.Load())
+	passed := int32(uint32(at>>b.tallyShift) - n.tally.Load())                 //nolint:gosec // modular
 	age := int64(max(passed, 0))<<b.tallyShift + at&(int64(1)<<b.tallyShift-1) // since the tally's beginning
 	weight := rateWeight(age)
 	return float64((a + float32(recent)) * weight), float64(f * weight)
