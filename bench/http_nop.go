@@ -25,10 +25,11 @@ func (nopTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // nopBody is a body as http.NoBody is not: a layer that has to see its end must
-// wrap it.
-type nopBody struct{ strings.Reader }
+// wrap it. As with those of net/http, Read is the only way to its content.
+type nopBody struct{ content strings.Reader }
 
-func (*nopBody) Close() error { return nil }
+func (b *nopBody) Read(p []byte) (int, error) { return b.content.Read(p) }
+func (*nopBody) Close() error                 { return nil }
 
 func nopAddrs() []string { return []string{nodeAddr(0), nodeAddr(1), nodeAddr(2), nodeAddr(3)} }
 
