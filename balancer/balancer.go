@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ func New(service string, r discovery.Resolver, cfg *Config) (*Balancer, error) {
 		hints: make(chan struct{}, 1), nodes: make(map[string]*Node), leaving: make(map[*Node]*time.Timer),
 		watchers: make(map[int]func()), changed: make(chan struct{}),
 	}
-	b.tallyShift = tallyShift(orDefault(b.cfg.Breaker.Window, 10*time.Second))
+	b.tallyShift = tallyShift(cmp.Or(b.cfg.Breaker.Window, 10*time.Second))
 	if b.cfg.Breaker.SlowTime > 0 || b.cfg.Breaker.Consecutive > 0 || b.cfg.Breaker.RampUp > 0 {
 		b.closedGate = gateAsk // these want to see every call
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/event"
+	"github.com/backstay/backstay/internal/inherit"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -64,10 +65,10 @@ func (c Config) withDefaults() Config {
 		c.Policy = P2C{}
 	}
 	c.MaxConcurrency = max(c.MaxConcurrency, 0)
-	c.SlowStart = orDefault(c.SlowStart, 10*time.Second)
-	c.DrainTimeout = orDefault(c.DrainTimeout, 30*time.Second)
-	c.ConnectTimeout = orDefault(c.ConnectTimeout, time.Second)
-	c.AttemptTimeout = orDefault(c.AttemptTimeout, 10*time.Second)
+	c.SlowStart = inherit.Or(c.SlowStart, 10*time.Second)
+	c.DrainTimeout = inherit.Or(c.DrainTimeout, 30*time.Second)
+	c.ConnectTimeout = inherit.Or(c.ConnectTimeout, time.Second)
+	c.AttemptTimeout = inherit.Or(c.AttemptTimeout, 10*time.Second)
 	switch {
 	case c.PanicThreshold == 0:
 		c.PanicThreshold = 0.5
@@ -75,14 +76,6 @@ func (c Config) withDefaults() Config {
 		c.PanicThreshold = 0
 	}
 	return c
-}
-
-// orDefault maps zero to the default and negative to zero, which then is off.
-func orDefault(d, standard time.Duration) time.Duration {
-	if d == 0 {
-		return standard
-	}
-	return max(d, 0)
 }
 
 // Validate returns all that is wrong with c, joined; New does so too.

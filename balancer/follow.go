@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -161,7 +162,7 @@ func (b *Balancer) demanded(set discovery.Set, err error) {
 	b.resolving = false
 	if err == nil {
 		b.failures = 0
-		b.resolveAt = clock.Now().Add(min(orDefault(set.TTL, demandTTL), demandTTL))
+		b.resolveAt = clock.Now().Add(min(cmp.Or(set.TTL, demandTTL), demandTTL))
 		return
 	}
 	wait := min(demandRetry<<min(b.failures, 5), demandTTL)

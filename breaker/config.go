@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/backstay/backstay/event"
+	"github.com/backstay/backstay/internal/inherit"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -25,7 +26,7 @@ type Config struct {
 	MinCalls int `json:"minCalls,omitempty"`
 	// Window is how far back calls count. It rolls in ten steps and should be at
 	// least twice the timeout of a call.
-	// Default: 10 s.
+	// Default: 10s.
 	Window time.Duration `json:"window,omitempty"`
 	// Consecutive is how many failures in a row open the breaker, at whatever
 	// rate and however far apart. Negative is off.
@@ -44,10 +45,10 @@ type Config struct {
 
 	// OpenTime is how long the breaker stays open the first time. It doubles
 	// each time the breaker opens again before it was closed for a Window.
-	// Default: 5 s.
+	// Default: 5s.
 	OpenTime time.Duration `json:"openTime,omitempty"`
 	// MaxOpenTime bounds the doubling. Negative is no limit.
-	// Default: 60 s, or OpenTime where that is longer.
+	// Default: 1m, or OpenTime where that is longer.
 	MaxOpenTime time.Duration `json:"maxOpenTime,omitempty"`
 	// Jitter is the share, below 1, by which each open time varies at random to
 	// either side, after it was bounded. Negative is none.
@@ -60,11 +61,11 @@ type Config struct {
 	Probes int `json:"probes,omitempty"`
 	// ProbeTimeout is how long a probe may stay unanswered before another call
 	// takes its place. It should be no less than the timeout of a call.
-	// Default: 10 s.
+	// Default: 10s.
 	ProbeTimeout time.Duration `json:"probeTimeout,omitempty"`
 	// ProbeInterval is how soon after the begin of a probe that ended without a
 	// verdict another may take its place. Negative is at once.
-	// Default: 1 s.
+	// Default: 1s.
 	ProbeInterval time.Duration `json:"probeInterval,omitempty"`
 	// RampUp is how long it takes a breaker that has closed to admit every call
 	// again: until then it admits a share that grows evenly. Negative is off.
@@ -103,18 +104,18 @@ func (c *Config) resolve() (*Config, error) {
 	}
 	check(r.SlowRate <= 0 || r.SlowTime > 0, "SlowTime", r.SlowTime, "> 0 where SlowRate is set")
 
-	r.FailureRate = fill(r.FailureRate, 0.5)
-	r.MinCalls = max(fill(r.MinCalls, 20), 1)
+	r.FailureRate = inherit.Or(r.FailureRate, 0.5)
+	r.MinCalls = max(inherit.Or(r.MinCalls, 20), 1)
 	r.Window = cmp.Or(r.Window, 10*time.Second)
-	r.Consecutive = fill(r.Consecutive, 0)
-	r.SlowTime = fill(r.SlowTime, 0)
-	r.SlowRate = fill(r.SlowRate, 0.8)
+	r.Consecutive = inherit.Or(r.Consecutive, 0)
+	r.SlowTime = inherit.Or(r.SlowTime, 0)
+	r.SlowRate = inherit.Or(r.SlowRate, 0.8)
 	r.OpenTime = cmp.Or(r.OpenTime, 5*time.Second)
-	r.Jitter = fill(r.Jitter, 0.1)
+	r.Jitter = inherit.Or(r.Jitter, 0.1)
 	r.Probes = cmp.Or(r.Probes, 3)
 	r.ProbeTimeout = cmp.Or(r.ProbeTimeout, 10*time.Second)
-	r.ProbeInterval = fill(r.ProbeInterval, time.Second)
-	r.RampUp = fill(r.RampUp, 0)
+	r.ProbeInterval = inherit.Or(r.ProbeInterval, time.Second)
+	r.RampUp = inherit.Or(r.RampUp, 0)
 	switch {
 	case r.MaxOpenTime < 0:
 		r.MaxOpenTime = forever
@@ -139,17 +140,6 @@ func (c *Config) resolve() (*Config, error) {
 	check(r.ProbeTimeout > 0 && r.ProbeTimeout <= forever, "ProbeTimeout", r.ProbeTimeout, "> 0 and < 36 years")
 	check(r.ProbeInterval <= forever, "ProbeInterval", r.ProbeInterval, "< 36 years")
 	return &r, errors.Join(errs...)
-}
-
-// fill makes zero the default and what is negative zero, which is off.
-func fill[T int | float64 | time.Duration](v, def T) T {
-	switch {
-	case v == 0:
-		return def
-	case v < 0:
-		return 0
-	}
-	return v
 }
 
 // openTime is how long the breaker stays open when it opens for the nth time in

@@ -96,10 +96,10 @@ func (c DNSConfig) validate(in string) error {
 }
 
 func (c DNSConfig) withDefaults() DNSConfig {
-	c.Family = orDefault(c.Family, IPv4First)
-	c.MinRefresh = orDefault(c.MinRefresh, 5*time.Second)
-	c.MaxRefresh = orDefault(c.MaxRefresh, max(30*time.Second, c.MinRefresh))
-	c.Timeout = orDefault(c.Timeout, 10*time.Second)
+	c.Family = cmp.Or(c.Family, IPv4First)
+	c.MinRefresh = cmp.Or(c.MinRefresh, 5*time.Second)
+	c.MaxRefresh = cmp.Or(c.MaxRefresh, max(30*time.Second, c.MinRefresh))
+	c.Timeout = cmp.Or(c.Timeout, 10*time.Second)
 	if c.Dial == nil {
 		if c.Server == "" && goPrefersSystem() {
 			c.System = true

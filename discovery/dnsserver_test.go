@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"encoding/binary"
 	"io"
 	"net"
@@ -148,7 +149,7 @@ func (s *dnsServer) answers(query []byte, network string) [][]byte {
 	said.records = nil
 	for _, r := range n.records {
 		if r.Header.Type == q.Type || r.Header.Type == dnsmessage.TypeCNAME {
-			r.Header.Name = orDefault(r.Header.Name, q.Name)
+			r.Header.Name = cmp.Or(r.Header.Name, q.Name)
 			said.records = append(said.records, r)
 		}
 	}

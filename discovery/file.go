@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,7 +46,7 @@ func File(path string, cfg *FileConfig) Resolver {
 	if cfg != nil {
 		f.cfg = *cfg
 	}
-	f.cfg.Interval = orDefault(f.cfg.Interval, time.Second)
+	f.cfg.Interval = cmp.Or(f.cfg.Interval, time.Second)
 	if f.cfg.Decode == nil {
 		f.cfg.Decode = decodeFile
 	}

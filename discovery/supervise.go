@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,20 +52,12 @@ func (c *SuperviseConfig) Validate() error {
 }
 
 func (c SuperviseConfig) withDefaults() SuperviseConfig {
-	c.BackoffBase = orDefault(c.BackoffBase, defaultBackoffBase)
-	c.BackoffMax = orDefault(c.BackoffMax, max(defaultBackoffMax, c.BackoffBase))
-	c.EmptyGrace = orDefault(c.EmptyGrace, 30*time.Second)
-	c.MergeWindow = orDefault(c.MergeWindow, 100*time.Millisecond)
-	c.HintInterval = orDefault(c.HintInterval, time.Second)
+	c.BackoffBase = cmp.Or(c.BackoffBase, defaultBackoffBase)
+	c.BackoffMax = cmp.Or(c.BackoffMax, max(defaultBackoffMax, c.BackoffBase))
+	c.EmptyGrace = cmp.Or(c.EmptyGrace, 30*time.Second)
+	c.MergeWindow = cmp.Or(c.MergeWindow, 100*time.Millisecond)
+	c.HintInterval = cmp.Or(c.HintInterval, time.Second)
 	return c
-}
-
-func orDefault[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 // Supervise returns a resolver that makes any source fit for use:

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/inherit"
 )
 
 // BudgetConfig says how many extra attempts calls may cause. The zero value is
@@ -25,7 +26,7 @@ type BudgetConfig struct {
 	// Default: 10.
 	PerSecond int `json:"perSecond,omitempty"`
 	// Window is how far back calls and extra attempts count.
-	// Default: 10 s.
+	// Default: 10s.
 	Window time.Duration `json:"window,omitempty"`
 }
 
@@ -98,7 +99,7 @@ func NewBudget(cfg *BudgetConfig) (*Budget, error) {
 // ratio.
 func (c BudgetConfig) filled() BudgetConfig {
 	c.Ratio = cmp.Or(c.Ratio, 0.2)
-	c.PerSecond = fill(c.PerSecond, 10)
+	c.PerSecond = inherit.Or(c.PerSecond, 10)
 	c.Window = cmp.Or(c.Window, 10*time.Second)
 	return c
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/backstay/backstay/event"
+	"github.com/backstay/backstay/internal/inherit"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -24,18 +25,18 @@ type Config struct {
 	// Default: 3.
 	MaxAttempts int `json:"maxAttempts,omitempty"`
 	// Backoff says how long a call waits before its next attempt.
-	// Default: full jitter from 50 ms to 2 s.
+	// Default: full jitter from 50ms to 2s.
 	Backoff Backoff `json:"backoff,omitzero"`
 	// MaxRetryAfter is the longest wait that a server may ask for. A call that
 	// is asked to wait longer is over: its caller gets the server's answer at
 	// once. Negative is no limit but the call's deadline and 1,000 hours.
-	// Default: 30 s.
+	// Default: 30s.
 	MaxRetryAfter time.Duration `json:"maxRetryAfter,omitempty"`
 
 	// AttemptTimeout bounds each attempt: over HTTP from the request's being
 	// written to the response's headers, in Do and Run the whole function.
 	// Negative is no limit.
-	// Default: over HTTP 10 s, or Timeout if that is less; in Do and Run none.
+	// Default: over HTTP 10s, or Timeout if that is less; in Do and Run none.
 	AttemptTimeout time.Duration `json:"attemptTimeout,omitempty"`
 	// Timeout bounds the call: all attempts, the waits between them and, over
 	// HTTP, the response's body. Negative is no limit.
@@ -63,7 +64,7 @@ type Config struct {
 	// DrainLimit and DrainTime are how much of a failed response's body is
 	// read before the next attempt, and for how long, so that its connection
 	// can be used again. Negative is not at all.
-	// Default: 64 KiB and 50 ms.
+	// Default: 64 KiB and 50ms.
 	DrainLimit int           `json:"drainLimit,omitempty"`
 	DrainTime  time.Duration `json:"drainTime,omitempty"`
 	// BufferBody reads the responses to idempotent requests, up to 64 KiB,
@@ -90,15 +91,15 @@ type Config struct {
 // waits for a time drawn evenly from 0 to min(Max, Base·2ⁿ⁻¹).
 type Backoff struct {
 	// Base bounds the first wait. Negative is no wait at all.
-	// Default: 50 ms.
+	// Default: 50ms.
 	Base time.Duration `json:"base,omitempty"`
 	// Max bounds every wait but those that a server asks for.
-	// Default: 2 s.
+	// Default: 2s.
 	Max time.Duration `json:"max,omitempty"`
 	// ThrottledBase stands for Base after an answer that asks for less load
 	// (outcome.Throttled) and does not say how long to wait. Negative means
 	// the same as Base.
-	// Default: 1 s, or Max if that is less.
+	// Default: 1s, or Max if that is less.
 	ThrottledBase time.Duration `json:"throttledBase,omitempty"`
 	// New makes another generator of waits, one for each call that is tried
 	// again. What it yields is bounded by Max and replaces Base and
@@ -128,21 +129,21 @@ func (c *Config) resolve() (*Config, error) {
 		}
 	}
 
-	r.MaxAttempts = max(fill(r.MaxAttempts, 3), 1)
-	if r.MaxRetryAfter = fill(r.MaxRetryAfter, 30*time.Second); r.MaxRetryAfter == 0 {
+	r.MaxAttempts = max(inherit.Or(r.MaxAttempts, 3), 1)
+	if r.MaxRetryAfter = inherit.Or(r.MaxRetryAfter, 30*time.Second); r.MaxRetryAfter == 0 {
 		r.MaxRetryAfter = forever
 	}
-	r.Timeout = fill(r.Timeout, 0)
-	r.AttemptTimeout = fill(r.AttemptTimeout, -1)
-	r.BodyLimit = fill(r.BodyLimit, 64<<10)
-	r.DrainLimit = fill(r.DrainLimit, 64<<10)
-	r.DrainTime = fill(r.DrainTime, 50*time.Millisecond)
+	r.Timeout = inherit.Or(r.Timeout, 0)
+	r.AttemptTimeout = inherit.Or(r.AttemptTimeout, -1)
+	r.BodyLimit = inherit.Or(r.BodyLimit, 64<<10)
+	r.DrainLimit = inherit.Or(r.DrainLimit, 64<<10)
+	r.DrainTime = inherit.Or(r.DrainTime, 50*time.Millisecond)
 
 	b := &r.Backoff
-	b.Base = fill(b.Base, 50*time.Millisecond)
+	b.Base = inherit.Or(b.Base, 50*time.Millisecond)
 	b.Max = cmp.Or(b.Max, 2*time.Second)
 	throttled := b.ThrottledBase
-	b.ThrottledBase = cmp.Or(fill(throttled, min(time.Second, b.Max)), b.Base)
+	b.ThrottledBase = cmp.Or(inherit.Or(throttled, min(time.Second, b.Max)), b.Base)
 
 	if r.Classify == nil {
 		r.Classify = outcome.Of
@@ -157,15 +158,4 @@ func (c *Config) resolve() (*Config, error) {
 		check(status >= 400 && status <= 599, "Statuses", status, "from 400 to 599")
 	}
 	return &r, errors.Join(errs...)
-}
-
-// fill makes zero the default and what is negative zero, which is off.
-func fill[T int | float64 | time.Duration](v, def T) T {
-	switch {
-	case v == 0:
-		return def
-	case v < 0:
-		return 0
-	}
-	return v
 }

@@ -87,11 +87,11 @@ type Attempt struct {
 	finished atomic.Bool // the body has come to its end, or Close has begun
 	bounded  bool        // the attempt was started with limits
 
-	mu       sync.Mutex
-	limits   limits
-	timer    *time.Timer
-	timeout  *outcome.TimeoutError // our bound that ended the attempt
-	bodyErr  error                 // what the caller's body failed with
+	mu      sync.Mutex
+	limits  limits
+	timer   *time.Timer
+	timeout *outcome.TimeoutError // our bound that ended the attempt
+	bodyErr error                 // what the caller's body failed with
 
 	inner  context.Context //nolint:containedctx // it is what the attempt's context stands for
 	cancel context.CancelCauseFunc

@@ -2,7 +2,22 @@
 // a route's from its service's, a service's from the defaults.
 package inherit
 
-import "reflect"
+import (
+	"reflect"
+	"time"
+)
+
+// Or returns v as a config means it: 0 stands for the default, and what is
+// negative for 0, which is off.
+func Or[T int | float64 | time.Duration](v, standard T) T {
+	switch {
+	case v == 0:
+		return standard
+	case v < 0:
+		return 0
+	}
+	return v
+}
 
 // Of returns child with what it leaves out taken from parent. What a value of
 // each kind leaves out, and how the two are put together:

@@ -161,3 +161,12 @@ func TestOfOtherThanStructs(t *testing.T) {
 	require.Nil(t, inherit.Of[any](nil, nil))
 	require.Equal(t, 4, inherit.Of[any](nil, 4))
 }
+
+func TestOrMeansTheDefaultByZeroAndOffByWhatIsNegative(t *testing.T) {
+	require.Equal(t, 3, inherit.Or(0, 3))
+	require.Equal(t, 7, inherit.Or(7, 3))
+	require.Zero(t, inherit.Or(-1, 3))
+	require.Equal(t, 0.5, inherit.Or(0, 0.5))
+	require.Equal(t, time.Minute, inherit.Or(0, time.Minute))
+	require.Zero(t, inherit.Or(-time.Second, time.Minute))
+}
