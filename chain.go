@@ -20,7 +20,7 @@ func Chain(base http.RoundTripper, layers ...func(http.RoundTripper) http.RoundT
 		base = http.DefaultTransport
 	}
 	rt := base
-	var members []any
+	members := call.ChainOf(base).Members()
 	for _, add := range slices.Backward(layers) {
 		if add == nil {
 			continue
@@ -28,25 +28,17 @@ func Chain(base http.RoundTripper, layers ...func(http.RoundTripper) http.RoundT
 		rt = add(rt)
 		members = append(members, call.ChainOf(rt).Members()...)
 	}
-	return &entry{layer.To(rt), call.NewChain(members...)}
+	e := new(entry)
+	e.Around(e, rt)
+	e.Know(members...)
+	return e
 }
 
-// entry is the outer end of a chain: it begins calls.
-type entry struct {
-	layer.Down
-	chain *call.Chain
+// entry is the outer end of a chain: it begins calls, unless it is a layer of
+// another chain.
+type entry struct{ layer.Base }
+
+// RoundTripFrame hands the request on.
+func (e *entry) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
+	return e.Forward(req, f)
 }
-
-// RoundTrip makes one call.
-func (e *entry) RoundTrip(req *http.Request) (*http.Response, error) {
-	frame := call.New(req.Context(), e.chain, call.InfoOf(req))
-	resp, err := e.Forward(req, frame)
-	layer.Finish(frame, req, resp, err)
-	return resp, err
-}
-
-// Unwrap returns the outermost layer.
-func (e *entry) Unwrap() http.RoundTripper { return e.Next }
-
-// CloseIdleConnections passes the wish on.
-func (e *entry) CloseIdleConnections() { layer.CloseIdle(e.Next) }

@@ -158,3 +158,32 @@ func TestClientIsTheTransportOfAClientThatExists(t *testing.T) {
 	eventually(t, func() bool { return fleet.Stats().OpenConnections == 0 }, "closed")
 	require.NotEmpty(t, log.Calls())
 }
+
+func TestChainInAChainDoesNotMultiplyRetries(t *testing.T) {
+	sent := 0
+	base := roundTripper(func(req *http.Request) (*http.Response, error) {
+		sent++
+		return answer(req, 503, ""), nil
+	})
+	inner, err := retry.New(&atOnce)
+	require.NoError(t, err)
+	outer, err := retry.New(&atOnce)
+	require.NoError(t, err)
+	pass := plain(func(next http.RoundTripper, req *http.Request) (*http.Response, error) { return next.RoundTrip(req) })
+	within := backstay.Chain(base, inner.Layer)
+	for name, rt := range map[string]http.RoundTripper{
+		"directly":          backstay.Chain(within, outer.Layer),
+		"below a stranger":  backstay.Chain(within, outer.Layer, pass),
+		"around a stranger": backstay.Chain(backstay.Chain(base, inner.Layer, pass), outer.Layer),
+	} {
+		t.Run(name, func(t *testing.T) {
+			sent = 0
+			ctx, log := call.WithLog(t.Context())
+			resp, err := send(t, ctx, rt, http.MethodGet, "http://orders", "")
+			require.NoError(t, err)
+			require.NoError(t, resp.Body.Close())
+			require.Equal(t, 3, sent)
+			require.Len(t, log.Calls(), 1)
+		})
+	}
+}

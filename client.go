@@ -125,13 +125,13 @@ func (c *Client) find(req *http.Request) (*service, error) {
 		return s, err
 	}
 	_, listed := c.cfg.Services[name]
-	if !listed {
-		_, listed = c.cfg.Services[hostOf(name)]
-	}
-	if !listed && req.Response != nil {
+	_, related := c.cfg.Services[hostOf(name)]
+	if !listed && !related && req.Response != nil {
 		return nil, nil // a redirect to a stranger
 	}
-	built, err := newService(c, name, !listed) // without the lock: it calls the user's layers
+	// Without the lock: it calls the user's layers. The ports of a listed host may
+	// be anybody's choice, so only what is listed itself stays for good.
+	built, err := newService(c, name, !listed)
 	if err != nil {
 		return nil, &RequestError{Target: target(u), Err: err}
 	}
@@ -160,7 +160,7 @@ func (c *Client) admit(u *url.URL, name string, fresh *service) (*service, error
 			c.makeRoom(s)
 		}
 	}
-	if u.Host == name || u.Host == hostOf(name) { // else spellings without end
+	if u.Host == name { // else spellings without end
 		c.spell(func(hosts map[hostKey]*service) { hosts[hostKey{u.Scheme, u.Host}] = s })
 	}
 	return s, nil
@@ -230,8 +230,8 @@ func (c *Client) list() []*service {
 
 // Ready waits until the endpoints of the given services are known, within ctx;
 // without names, those of all services in Config.Services. It is meant for a
-// readiness probe. The error joins those of the services that are not ready, as
-// far as they are known when the first of them fails.
+// readiness probe. It returns when each of them is known or has failed, or ctx
+// ends; the error joins those of the services that are not ready.
 func (c *Client) Ready(ctx context.Context, services ...string) error {
 	if len(services) == 0 {
 		for name := range c.cfg.Services {

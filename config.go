@@ -1,7 +1,6 @@
 package backstay
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
@@ -65,7 +64,11 @@ type Service struct {
 
 	// Policy chooses among the nodes. Default: balancer.P2C with PeakEWMA.
 	Policy balancer.Policy `json:"-"`
-	// Breaker is how each node's breaker behaves. Default: breaker's defaults.
+	// Breaker is how each node's breaker behaves; its key in errors and events
+	// is "service/node". The calls of an outage end an attempt timeout late, so
+	// the Window must be at least twice each AttemptTimeout that is set for the
+	// service or its routes, unless they are LatencyNeutral. Default: breaker's
+	// defaults, and a Window that is long enough.
 	Breaker breaker.Config `json:"breaker,omitzero"`
 	// NodeConcurrency is how many calls a node may have at a time; a full node is
 	// passed over. Default: no limit.
@@ -106,8 +109,9 @@ type Service struct {
 
 	// The fields below can be set for a Route as well.
 
-	// Timeout bounds a call with all its attempts and its body. Default: none;
-	// the caller's context rules.
+	// Timeout bounds a call: waiting for the first endpoints and for limits, all
+	// attempts, the waits between them, and the body. Default: none; the
+	// caller's context rules.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// AttemptTimeout bounds each attempt, from the request written to the
 	// response's headers. Default: 10s, or Timeout if that is less.
@@ -120,7 +124,8 @@ type Service struct {
 	// [cache.HTTP]. Default: not at all.
 	CacheTTL time.Duration `json:"cacheTTL,omitempty"`
 	// Rate bounds how many calls may begin in a second, over all nodes; beyond
-	// it calls wait or are refused before anything is done. Default: no limit.
+	// it calls wait or are refused before anything is done. A Limit leaves the
+	// Burst of a wider scope behind. Default: no limit.
 	Rate limit.RateConfig `json:"rate,omitzero"`
 	// Concurrency bounds how many calls may be under way, over all nodes.
 	// Default: no limit.
@@ -133,8 +138,7 @@ type Service struct {
 // Route is how some of a service's calls behave: those that match a pattern. See
 // [Config] for what zero and negative values mean, and [Service] for the fields.
 type Route struct {
-	// Timeout bounds a call with all its attempts and its body. Default: the
-	// service's.
+	// Timeout bounds a call, see Service.Timeout. Default: the service's.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// AttemptTimeout bounds each attempt, from the request written to the
 	// response's headers. Default: the service's.
@@ -145,8 +149,9 @@ type Route struct {
 	// CacheTTL is how long the answers to plain GETs may be given out again.
 	// Default: the service's.
 	CacheTTL time.Duration `json:"cacheTTL,omitempty"`
-	// Rate bounds how many of the route's calls may begin in a second. Default:
-	// the service's, which the route then shares.
+	// Rate bounds how many of the route's calls may begin in a second. A Limit
+	// leaves the service's Burst behind. Default: the service's, which the route
+	// then shares.
 	Rate limit.RateConfig `json:"rate,omitzero"`
 	// Concurrency bounds how many of the route's calls may be under way.
 	// Default: the service's, which the route then shares.
@@ -158,54 +163,24 @@ type Route struct {
 
 // Switch is a setting that is on, off, or inherited; in JSON true, false, or left
 // out.
-type Switch uint8
+type Switch = inherit.Switch
 
+// What a [Switch] can be.
 const (
 	// Inherit leaves the choice to the next wider scope, where it ends as Off.
-	Inherit Switch = iota
+	Inherit = inherit.Inherit
 	// On switches on.
-	On
+	On = inherit.On
 	// Off switches off what a wider scope has switched on.
-	Off
+	Off = inherit.Off
 )
 
-// String returns "on", "off" or "".
-func (s Switch) String() string {
-	switch s {
-	case On:
-		return "on"
-	case Off:
-		return "off"
-	default:
-		return ""
+// inherit returns r with what it leaves out taken from the service's own route.
+func (r Route) inherit(own Route) Route {
+	if r.Rate.Limit != 0 {
+		own.Rate.Burst = 0 // which goes with its Limit
 	}
-}
-
-// MarshalJSON returns true, false or, for Inherit, null.
-func (s Switch) MarshalJSON() ([]byte, error) {
-	switch s {
-	case On:
-		return []byte("true"), nil
-	case Off:
-		return []byte("false"), nil
-	default:
-		return []byte("null"), nil
-	}
-}
-
-// UnmarshalJSON reads what MarshalJSON writes.
-func (s *Switch) UnmarshalJSON(data []byte) error {
-	switch string(data) {
-	case "true":
-		*s = On
-	case "false":
-		*s = Off
-	case "null":
-		*s = Inherit
-	default:
-		return errors.New("want true or false")
-	}
-	return nil
+	return inherit.Of(r, own)
 }
 
 // route returns the service's settings for calls without a route of their own.
@@ -222,7 +197,11 @@ func (c *Config) service(name string) Service {
 	if !ok {
 		own = c.Services[hostOf(name)]
 	}
-	s := inherit.Of(own, c.Default)
+	standard := c.Default
+	if own.Rate.Limit != 0 {
+		standard.Rate.Burst = 0 // which goes with its Limit
+	}
+	s := inherit.Of(own, standard)
 	switch { // of the two ways to say where the endpoints are, a service's own counts
 	case own.Resolver != nil && own.Endpoints == nil:
 		s.Endpoints = nil

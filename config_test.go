@@ -157,7 +157,9 @@ func TestConfigMayBeChangedOnceTheClientIsMade(t *testing.T) {
 	cfg := &backstay.Config{
 		Base: base,
 		Default: backstay.Service{
-			Endpoints:  discovery.Addrs("10.0.0.1:80"),
+			Endpoints: []discovery.Endpoint{{
+				Addr: "10.0.0.1:80", Fallback: []string{"10.0.0.2:80"}, Metadata: map[string]string{"rack": "7"},
+			}},
 			Retry:      retry.Config{MaxAttempts: 2, Statuses: []int{500}, Backoff: retry.Backoff{Base: -1}},
 			PerAttempt: []func(http.RoundTripper) http.RoundTripper{signing(func(*http.Request) string { return "" })},
 		},
@@ -166,6 +168,8 @@ func TestConfigMayBeChangedOnceTheClientIsMade(t *testing.T) {
 	}
 	c := newClient(t, cfg)
 	cfg.Default.Endpoints[0].Addr = "10.0.0.2:80"
+	cfg.Default.Endpoints[0].Fallback[0] = "10.0.0.3:80"
+	cfg.Default.Endpoints[0].Metadata["rack"] = "8"
 	cfg.Default.Retry.Statuses[0] = 404
 	cfg.Default.PerAttempt[0] = nil
 	cfg.Routes["/x"].Retry.Statuses[0] = 404
@@ -176,6 +180,9 @@ func TestConfigMayBeChangedOnceTheClientIsMade(t *testing.T) {
 		get(t, c, url)
 		require.Equal(t, []string{"10.0.0.1:80", "10.0.0.1:80"}, base.hosts()[before:])
 	}
+	node := c.Balancer("late").Nodes()[0].Endpoint()
+	require.Equal(t, []string{"10.0.0.2:80"}, node.Fallback)
+	require.Equal(t, map[string]string{"rack": "7"}, node.Metadata)
 }
 
 func TestServicesOwnEndpointsAndResolverReplaceTheDefaults(t *testing.T) {
@@ -214,6 +221,121 @@ func TestRouteInheritsWithinAPart(t *testing.T) {
 		before := len(base.hosts())
 		get(t, c, url)
 		require.Equal(t, want, len(base.hosts())-before, url)
+	}
+}
+
+// A route without a burst of its own has that of its own limit.
+func TestRouteWithItsOwnRateHasItsOwnBurst(t *testing.T) {
+	passing := func(t *testing.T, c *backstay.Client, url string) (n int) {
+		for range 100 {
+			if try(t.Context(), c, url) == nil {
+				n++
+			}
+		}
+		return n
+	}
+	synctest.Test(t, func(t *testing.T) {
+		burst := limit.RateConfig{Limit: 20, Burst: 50, MaxWait: 1}
+		c := newClient(t, &backstay.Config{
+			Base: always(200),
+			Default: backstay.Service{
+				Endpoints: discovery.Addrs("10.0.0.1:80"), Rate: burst, Concurrency: limit.ConcurrencyConfig{Max: 9, Queue: 3},
+			},
+			Services: map[string]backstay.Service{"own": {Rate: limit.RateConfig{Limit: 7}}},
+			Routes: map[string]backstay.Route{
+				"/slow":   {Rate: limit.RateConfig{Limit: 5}},
+				"/bursty": {Rate: limit.RateConfig{Limit: 5, Burst: 8}},
+				"/wide":   {Rate: limit.RateConfig{Burst: 60}},
+			},
+		})
+		for url, want := range map[string]int{
+			"http://orders/": 50, "http://orders/slow": 5, "http://orders/bursty": 8, "http://orders/wide": 60,
+			"http://own/": 7, "http://own/slow": 5, "http://own/wide": 60,
+		} {
+			require.Equal(t, want, passing(t, c, url), url)
+		}
+	})
+}
+
+// A setting that a route must be able to switch back is no bool.
+func TestNoInheritedSettingIsABool(t *testing.T) {
+	var check func(path string, of reflect.Type)
+	check = func(path string, of reflect.Type) {
+		require.NotEqual(t, reflect.Bool, of.Kind(), path)
+		if of.Kind() == reflect.Struct {
+			for f := range of.Fields() {
+				check(path+"."+f.Name, f.Type)
+			}
+		}
+	}
+	check("Service", reflect.TypeFor[backstay.Service]())
+}
+
+func TestRouteSwitchesOffTheRetryOfWhatIsNotIdempotent(t *testing.T) {
+	for text, want := range map[string]int{`{}`: 3, `{"retryNonIdempotent": false}`: 1} {
+		var cfg backstay.Config
+		require.NoError(t, json.Unmarshal([]byte(`{
+			"services": {"orders": {"endpoints": ["10.0.0.1:80"], "retry": {"retryNonIdempotent": true, "backoff": {"base": "-1ns"}}}},
+			"routes": {"POST orders/pay": {"retry": `+text+`}}
+		}`), &cfg))
+		base := &recording{next: always(503)}
+		cfg.Base = base
+		resp, err := newClient(t, &cfg).Post("http://orders/pay", "text/plain", strings.NewReader("100 EUR"))
+		require.NoError(t, err)
+		read(t, resp)
+		require.Len(t, base.requests(), want, text)
+	}
+}
+
+func TestRouteSwitchesOffTheQueueOfItsService(t *testing.T) {
+	for queue, want := range map[int]error{0: outcome.ErrCallTimeout, -1: limit.ErrFull} {
+		synctest.Test(t, func(t *testing.T) {
+			fleet := backstaytest.NewFleet(t, 1, &backstaytest.FleetConfig{Network: backstaytest.NewNetwork()})
+			fleet.Server(0).Stall()
+			c := fleetClient(t, fleet, func(cfg *backstay.Config, s *backstay.Service) {
+				s.Timeout = time.Second
+				s.Concurrency = limit.ConcurrencyConfig{Max: 10, Queue: 5, MaxWait: -1}
+				cfg.Routes = map[string]backstay.Route{"/pay": {Concurrency: limit.ConcurrencyConfig{Max: 1, Queue: queue}}}
+			})
+			first := make(chan error)
+			go func() { first <- try(t.Context(), c, fleet.URL()+"/pay") }()
+			synctest.Wait()
+			require.ErrorIs(t, try(t.Context(), c, fleet.URL()+"/pay"), want)
+			require.Error(t, <-first)
+		})
+	}
+}
+
+// The calls of an outage end an attempt timeout late: a window that is not set
+// holds enough of them, nearly as far apart as that.
+func TestBreakersWindowIsByDefaultLongEnoughForTheAttemptTimeout(t *testing.T) {
+	long := backstay.Route{AttemptTimeout: time.Minute}
+	for name, test := range map[string]struct {
+		service backstay.Service
+		route   backstay.Route
+		opens   bool
+	}{
+		"default":               {},
+		"the service's":         {service: backstay.Service{AttemptTimeout: time.Minute}, opens: true},
+		"a route's":             {route: long, opens: true},
+		"latency neutral route": {route: backstay.Route{AttemptTimeout: time.Minute, LatencyNeutral: backstay.On}},
+		"given":                 {service: backstay.Service{Breaker: breaker.Config{Window: 3 * time.Minute}}, route: long, opens: true},
+		"given and short":       {service: backstay.Service{AttemptTimeout: time.Second, Breaker: breaker.Config{Window: 2 * time.Second}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rec := new(backstaytest.Recorder)
+				test.service.Endpoints, test.service.Retry = discovery.Addrs("10.0.0.1:80"), once()
+				c := newClient(t, &backstay.Config{
+					Base: always(503), Observer: rec, Default: test.service, Routes: map[string]backstay.Route{"/export": test.route},
+				})
+				for range 20 { // what a breaker needs to tell
+					get(t, c, "http://orders/")
+					time.Sleep(5 * time.Second)
+				}
+				require.Equal(t, test.opens, len(backstaytest.EventsOf[breaker.StateChanged](rec)) > 0)
+			})
+		})
 	}
 }
 

@@ -123,6 +123,48 @@ func TestMarkdownSnippetsCompile(t *testing.T) {
 	require.NotZero(t, checked)
 }
 
+// TestFailuresShowWhatTheExamplePrints compares each line of output in
+// docs/failures.md with those that the program prints now, but for what differs
+// from run to run: addresses, times, counts, and which of the two nodes it is.
+func TestFailuresShowWhatTheExamplePrints(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs a program")
+	}
+	printed := make(map[string]bool)
+	missing := func() (lines []string) {
+		for _, block := range markdownBlocks(t, "docs/failures.md", "text") {
+			for line := range strings.Lines(block.Text) {
+				if !printed[shape(line)] {
+					lines = append(lines, line)
+				}
+			}
+		}
+		return lines
+	}
+	for range 3 { // what a reset looks like is a matter of timing
+		output, err := exec.CommandContext(t.Context(), "go", "run", "./examples/failures").Output()
+		require.NoError(t, err)
+		for line := range strings.Lines(string(output)) {
+			printed[shape(line)] = true
+		}
+		if len(missing()) == 0 {
+			return
+		}
+	}
+	t.Errorf("examples/failures prints nothing like\n%s", strings.Join(missing(), ""))
+}
+
+// shape is a line of output without what differs from run to run.
+func shape(line string) string {
+	if strings.HasPrefix(line, "then ") {
+		return "then" // nothing but counts
+	}
+	line = regexp.MustCompile(`\d+\.\d+\.\d+\.\d+:\d+`).ReplaceAllString(line, "addr")
+	line = regexp.MustCompile(`\b\d+(\.\d+)?(ns|µs|ms|s)\b`).ReplaceAllString(line, "time")
+	line = regexp.MustCompile(`\b(calls|failures)=\d+`).ReplaceAllString(line, "${1}=count")
+	return regexp.MustCompile(`(\bnode[ =]|\borders/|; )[ab]\b`).ReplaceAllString(line, "${1}node")
+}
+
 func markdownBlocks(t *testing.T, name, language string) []house.Block {
 	t.Helper()
 	text, err := os.ReadFile(name)

@@ -255,3 +255,28 @@ func TestServiceWithoutAnyEndpointSaysSo(t *testing.T) {
 		require.Less(t, time.Since(begin), time.Second)
 	})
 }
+
+// A URL's port may come from outside.
+func TestPortsOfAListedHostAreIdleServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, &backstay.Config{
+			Base: always(200), MaxIdleServices: 3, IdleTimeout: time.Minute, Default: backstay.Service{Resolver: itself},
+			Services: map[string]backstay.Service{"orders": {Timeout: time.Hour}, "orders:9": {}},
+		})
+		left := func() (n int) {
+			for port := 1; port <= 20; port++ {
+				if c.Balancer(fmt.Sprintf("orders:%d", port)) != nil {
+					n++
+				}
+			}
+			return n
+		}
+		for port := 1; port <= 20; port++ {
+			get(t, c, fmt.Sprintf("http://orders:%d", port))
+		}
+		require.Equal(t, 3+1, left())
+		time.Sleep(time.Hour)
+		require.Equal(t, 1, left())
+		require.NotNil(t, c.Balancer("orders:9"))
+	})
+}

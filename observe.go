@@ -1,18 +1,21 @@
 package backstay
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
-	"time"
 
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/event"
 	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/limit"
+	"github.com/backstay/backstay/outcome"
 )
 
 // WouldRefuse is emitted for a call to a service under [Service.Observe] that a
-// limit would have refused.
+// limit would have refused, as far as can be told without waiting. Calls that
+// the limit would have made wait, and then let through, are none of them.
 type WouldRefuse struct {
 	// Service is the service's name.
 	Service string
@@ -32,34 +35,53 @@ func (e WouldRefuse) LogValue() slog.Value {
 type watch struct {
 	layer.Base
 	s     *service
-	admit func() (release func(), err error)
+	admit func(context.Context) (limit.Lease, error)
 }
 
 // RoundTripFrame tells of what would have been refused, and hands the request on.
 func (w *watch) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Response, error) {
-	release, err := w.admit()
-	if err != nil {
+	lease, err := w.ask(req, f)
+	if err != nil && outcome.Refused(err) { // and not a context that has ended
 		event.Emit(req.Context(), w.s.client.cfg.Observer, WouldRefuse{Service: w.s.name, Err: err})
 	}
-	defer release()
+	defer lease.Done()
 	return w.Forward(req, f)
 }
 
-func (s *service) watchRate(r *limit.Rate) func(http.RoundTripper) http.RoundTripper {
-	return func(next http.RoundTripper) http.RoundTripper {
-		w := &watch{s: s, admit: func() (func(), error) { return func() {}, r.Allow(time.Time{}) }}
-		return w.Around(w, next)
-	}
+func (w *watch) ask(req *http.Request, f *call.Frame) (limit.Lease, error) {
+	ctx, cancel := layer.Within(req.Context(), f)
+	defer cancel()
+	return w.admit(ctx)
 }
 
-// watchConcurrency counts a call until its response's headers only: nothing
-// waits for it.
-func (s *service) watchConcurrency(c *limit.Concurrency) func(http.RoundTripper) http.RoundTripper {
+// watchRate gives the calls that would have waited the tokens that they would
+// have got. It does not see that a call gives up while it waits, and leaves its
+// token to the next.
+func (s *service) watchRate(r *limit.Rate) func(http.RoundTripper) http.RoundTripper {
+	return s.watch(func(ctx context.Context) (limit.Lease, error) {
+		_, err := r.Reserve(ctx)
+		return limit.Lease{}, err
+	})
+}
+
+// watchConcurrency tells of the calls beyond those that would be under way and in
+// the queue, which c admits together. That is less than what the limit would
+// refuse: a call counts until its response's headers only, those that would wait
+// end sooner than after a wait, and none is seen to wait longer than MaxWait or
+// to give way to a call of higher priority.
+func (s *service) watchConcurrency(c *limit.Concurrency, most int) func(http.RoundTripper) http.RoundTripper {
+	return s.watch(func(context.Context) (limit.Lease, error) {
+		lease, err := c.TryAcquire()
+		if full, ok := errors.AsType[*limit.FullError](err); ok {
+			full.Max = most // and not the queue as well
+		}
+		return lease, err
+	})
+}
+
+func (s *service) watch(admit func(context.Context) (limit.Lease, error)) func(http.RoundTripper) http.RoundTripper {
 	return func(next http.RoundTripper) http.RoundTripper {
-		w := &watch{s: s, admit: func() (func(), error) {
-			lease, err := c.TryAcquire()
-			return lease.Done, err
-		}}
+		w := &watch{s: s, admit: admit}
 		return w.Around(w, next)
 	}
 }

@@ -2,6 +2,8 @@ package backstay_test
 
 import (
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/backstay/backstay/backstaytest"
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/limit"
 )
 
@@ -93,6 +96,78 @@ func TestObserveTellsOfCallsThatTheServiceHasNoRoomFor(t *testing.T) {
 	refusals := backstaytest.EventsOf[backstay.WouldRefuse](rec)
 	require.Len(t, refusals, 2)
 	require.ErrorIs(t, refusals[0].Err, limit.ErrFull)
+}
+
+// What is told is what is refused where the limit is not only observed.
+func TestObserveTellsNothingOfCallsThatWouldOnlyHaveWaited(t *testing.T) {
+	for name, rate := range map[string]limit.RateConfig{
+		"none waits":          {Limit: 1},
+		"two wait":            {Limit: 1, MaxWait: 2 * time.Second},
+		"until the timeout":   {Limit: 1, MaxWait: -1},
+		"all wait":            {Limit: 100, Burst: 1, MaxWait: time.Second},
+		"all are let through": {Limit: 1, Burst: 10},
+		"half a second apart": {Limit: 2, Burst: 1, MaxWait: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused := make(map[backstay.Switch]int)
+			for _, observe := range []backstay.Switch{backstay.On, backstay.Off} {
+				synctest.Test(t, func(t *testing.T) {
+					rec := new(backstaytest.Recorder)
+					c := newClient(t, &backstay.Config{Base: always(200), Observer: rec, Default: backstay.Service{
+						Observe: observe, Endpoints: discovery.Addrs("10.0.0.1:80"), Rate: rate, Timeout: 4 * time.Second,
+					}})
+					var failed atomic.Int64
+					var wg sync.WaitGroup
+					for range 10 {
+						wg.Go(func() {
+							if try(t.Context(), c, "http://orders/") != nil {
+								failed.Add(1)
+							}
+						})
+					}
+					wg.Wait()
+					told := len(backstaytest.EventsOf[backstay.WouldRefuse](rec))
+					if observe == backstay.On {
+						require.Zero(t, failed.Load())
+					} else {
+						require.Zero(t, told)
+					}
+					refused[observe] = told + int(failed.Load())
+				})
+			}
+			require.Equal(t, refused[backstay.Off], refused[backstay.On])
+		})
+	}
+}
+
+func TestObserveCountsTheQueueOfTheConcurrencyLimit(t *testing.T) {
+	fleet := backstaytest.NewFleet(t, 1, nil)
+	fleet.Server(0).Stall()
+	rec := new(backstaytest.Recorder)
+	c := fleetClient(t, fleet, func(cfg *backstay.Config, s *backstay.Service) {
+		cfg.Observer = rec
+		s.Observe, s.Concurrency = backstay.On, limit.ConcurrencyConfig{Max: 1, Queue: 3}
+		cfg.Routes = map[string]backstay.Route{"/pay": {Concurrency: limit.ConcurrencyConfig{Max: 1, Queue: -1}}}
+	})
+	for path, want := range map[string]int{"": 2, "/pay": 5} { // of six calls
+		rec.Clear()
+		results := make(chan error, 6)
+		for range 6 {
+			go func() { results <- try(t.Context(), c, fleet.URL()+path) }()
+		}
+		eventually(t, func() bool { return fleet.Stats().InFlight == 6 }, "all are let through")
+		fleet.Heal()
+		for range 6 {
+			require.NoError(t, <-results)
+		}
+		fleet.Server(0).Stall()
+		refusals := backstaytest.EventsOf[backstay.WouldRefuse](rec)
+		require.Len(t, refusals, want, path)
+		var full *limit.FullError
+		require.ErrorAs(t, refusals[0].Err, &full)
+		require.Equal(t, 1, full.Max, "as the limit says")
+	}
+	fleet.Heal()
 }
 
 func TestEventsOfACallAndItsServiceReachTheObserver(t *testing.T) {

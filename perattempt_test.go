@@ -3,7 +3,10 @@ package backstay_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -232,4 +235,68 @@ func TestPanicInAPerAttemptLayerHarmsOneCallOnly(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	require.NoError(t, c.Shutdown(ctx), "nothing is thought to be under way")
+}
+
+// both hands a request down twice at once and gives back what comes first, as a
+// hedge of the user's own does.
+func both(next http.RoundTripper, req *http.Request) (*http.Response, error) {
+	answers := make(chan func() (*http.Response, error), 2)
+	for range 2 {
+		go func() {
+			resp, err := next.RoundTrip(req.Clone(req.Context()))
+			answers <- func() (*http.Response, error) { return resp, err }
+		}()
+	}
+	first := <-answers
+	go func() {
+		if late, err := (<-answers)(); err == nil {
+			_ = late.Body.Close()
+		}
+	}()
+	return first()
+}
+
+// impatient gives up after a while and leaves what is below alone.
+func impatient(next http.RoundTripper, req *http.Request) (*http.Response, error) {
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		if resp, err := next.RoundTrip(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	}()
+	select {
+	case <-answered:
+	case <-time.After(5 * time.Millisecond):
+	}
+	return nil, io.ErrUnexpectedEOF
+}
+
+// The race detector would find it.
+func TestPerAttemptLayerMayCallDownTwiceAtOnceOrGiveUpEarly(t *testing.T) {
+	fleet := backstaytest.NewFleet(t, 2, nil)
+	for i := range 2 {
+		fleet.Server(i).Slow(10 * time.Millisecond)
+	}
+	for name, layer := range map[string]func(http.RoundTripper, *http.Request) (*http.Response, error){"twice": both, "early": impatient} {
+		for _, log := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, logged %v", name, log), func(t *testing.T) {
+				c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+					s.PerAttempt = []func(http.RoundTripper) http.RoundTripper{plain(layer)}
+				})
+				var all sync.WaitGroup
+				for range 20 {
+					all.Go(func() {
+						ctx := t.Context()
+						if log {
+							ctx, _ = call.WithLog(ctx)
+						}
+						_ = try(ctx, c, fleet.URL())
+					})
+				}
+				all.Wait()
+				require.NoError(t, c.Shutdown(t.Context()))
+			})
+		}
+	}
 }

@@ -294,3 +294,17 @@ func TestCachesOfTwoServicesAreApart(t *testing.T) {
 	}
 	require.Equal(t, []string{"a:80", "b:80", "a:8080"}, base.hosts())
 }
+
+// A ServeMux would redirect them, and serve what comes then by this pattern.
+func TestPathsThatAreNotCleanHaveTheRouteOfTheirCleanForm(t *testing.T) {
+	fleet := backstaytest.NewFleet(t, 1, nil)
+	c := fleetClient(t, fleet, func(cfg *backstay.Config, _ *backstay.Service) {
+		cfg.Routes = map[string]backstay.Route{"/v1/": {}, "GET /tree/": {}, "/exact": {}}
+	})
+	for path, want := range map[string]string{
+		"/v1/x": "/v1/", "/v1//x": "/v1/", "/v1/a/../x": "/v1/", "/other/../v1/x": "/v1/", "/v1": "/v1/", "/v1/../other": "",
+		"/tree": "GET /tree/", "/./exact": "/exact", "/other//x": "",
+	} {
+		require.Equal(t, want, logged(t, c, fleet.URL()+path).Route, path)
+	}
+}

@@ -17,11 +17,11 @@ import (
 	"golang.org/x/net/idna"
 
 	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/cache"
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/internal/clock"
-	"github.com/backstay/backstay/internal/inherit"
 	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/retry"
@@ -107,7 +107,7 @@ func newService(c *Client, name string, idle bool) (*service, error) {
 	}
 	observed := s.cfg.Observe == On
 	b, err := balancer.New(name, s.resolver(), &balancer.Config{
-		Policy: s.cfg.Policy, Breaker: s.cfg.Breaker, MaxConcurrency: cond(observed, -1, s.cfg.NodeConcurrency),
+		Policy: s.cfg.Policy, Breaker: s.breaker(), MaxConcurrency: cond(observed, -1, s.cfg.NodeConcurrency),
 		SlowStart: s.cfg.SlowStart, PanicThreshold: s.cfg.PanicThreshold, DrainTimeout: s.cfg.DrainTimeout,
 		ConnectTimeout: s.cfg.ConnectTimeout, H2C: s.cfg.H2C == On, Classifier: s.cfg.Classifier,
 		AttemptTimeout: -1, // the frame says, by route
@@ -135,6 +135,39 @@ func (s *service) resolver() discovery.Resolver {
 	return discovery.DNS(nil)
 }
 
+// breaker returns how the nodes' breakers behave: by default their window holds
+// the calls of an outage, which end an attempt timeout late.
+func (s *service) breaker() breaker.Config {
+	b := s.cfg.Breaker
+	if b.Window != 0 {
+		return b
+	}
+	own := s.cfg.route()
+	longest := outageTime(own)
+	for pattern, r := range s.client.cfg.Routes {
+		if routeApplies(pattern, s.name) {
+			longest = max(longest, outageTime(r.inherit(own)))
+		}
+	}
+	if longest > defaultBreakerWindow/2 {
+		b.Window = 2 * min(longest, maxOutageTime)
+	}
+	return b
+}
+
+// outageTime is how late the calls of an outage end, as far as settings say it.
+func outageTime(r Route) time.Duration {
+	if r.LatencyNeutral == On {
+		return 0 // long polls are long, and no outage
+	}
+	return r.AttemptTimeout
+}
+
+const (
+	defaultBreakerWindow = 10 * time.Second
+	maxOutageTime        = 1000 * time.Hour // a breaker's window has a limit
+)
+
 // build makes the pipelines: one for calls without a route, and one for each
 // route. They share what belongs to the service.
 func (s *service) build(observed bool) error {
@@ -160,7 +193,7 @@ func (s *service) build(observed bool) error {
 		if !routeApplies(pattern, s.name) {
 			continue
 		}
-		r = inherit.Of(r, own)
+		r = r.inherit(own)
 		routes[pattern] = r
 		cached = cached || r.CacheTTL > 0
 	}
@@ -172,7 +205,7 @@ func (s *service) build(observed bool) error {
 	if shared.rate, err = newRate(s.name, own.Rate); err != nil {
 		return err
 	}
-	if shared.concurrency, err = newConcurrency(s.name, own.Concurrency); err != nil {
+	if shared.concurrency, err = newConcurrency(s.name, own.Concurrency, observed); err != nil {
 		return err
 	}
 	if s.fallback, err = s.pipe("", own, own, shared, observed); err != nil {
@@ -218,6 +251,9 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 	again := r.Retry
 	again.Name, again.Budget, again.Classifier, again.Observer = s.name, shared.budget, s.cfg.Classifier, s.client.cfg.Observer
 	again.AttemptTimeout, again.Timeout = -1, -1 // the balancer's layer does it, by the frame
+	if again.BufferBody == On && p.attemptTimeout > 0 {
+		again.AttemptTimeout = p.attemptTimeout // that knows nothing of the body
+	}
 	if observed {
 		again.MaxAttempts = -1
 	}
@@ -229,12 +265,12 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 
 	concurrency, rate := shared.concurrency, shared.rate
 	if r.Concurrency != own.Concurrency {
-		if concurrency, err = newConcurrency(s.name+" "+pattern, r.Concurrency); err != nil {
+		if concurrency, err = newConcurrency(s.name+" "+pattern, r.Concurrency, observed); err != nil {
 			return nil, err
 		}
 	}
 	if concurrency != nil {
-		add(cond(observed, s.watchConcurrency(concurrency), concurrency.Layer))
+		add(cond(observed, s.watchConcurrency(concurrency, r.Concurrency.Max), concurrency.Layer))
 	}
 	if r.Rate != own.Rate {
 		if rate, err = newRate(s.name+" "+pattern, r.Rate); err != nil {
@@ -261,11 +297,14 @@ func newRate(key string, cfg limit.RateConfig) (*limit.Rate, error) {
 	return limit.NewRate(&cfg)
 }
 
-func newConcurrency(key string, cfg limit.ConcurrencyConfig) (*limit.Concurrency, error) {
+func newConcurrency(key string, cfg limit.ConcurrencyConfig, observed bool) (*limit.Concurrency, error) {
 	if cfg.Max <= 0 {
 		return nil, nil
 	}
 	cfg.Key = key
+	if observed { // those who would wait are under way
+		cfg.Max += min(max(cfg.Queue, 0), math.MaxInt-cfg.Max)
+	}
 	return limit.NewConcurrency(&cfg)
 }
 
@@ -279,21 +318,22 @@ func cond[T any](yes bool, a, b T) T {
 // pipeline returns what a request goes through.
 func (s *service) pipeline(req *http.Request) *pipeline {
 	mux := s.client.mux
-	if mux == nil {
+	if mux == nil || req.URL.Opaque != "" { // an opaque URL has no path
 		return s.fallback
 	}
 	// The patterns are those of a server: they want the host where a server
 	// finds it, and it is the service's. What has been left out is what net/http
 	// fills in when it sends.
 	seen := &http.Request{Method: cmp.Or(req.Method, http.MethodGet), Host: hostOf(s.name), URL: req.URL}
-	if req.URL.Path == "" && req.URL.Opaque == "" {
+	if req.URL.Path == "" {
 		seen.URL = &url.URL{Path: "/"}
 	}
-	h, _ := mux.Handler(seen)
-	if route, ok := h.(routeHandler); ok { // and not mux's own redirects
-		if p := s.routes[string(route)]; p != nil {
-			return p
-		}
+	h, pattern := mux.Handler(seen)
+	if route, ok := h.(routeHandler); ok {
+		pattern = string(route)
+	} // else it is mux's own redirect from a path that is not clean, to one that the pattern matches
+	if p := s.routes[pattern]; p != nil {
+		return p
 	}
 	return s.fallback
 }

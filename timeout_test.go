@@ -11,6 +11,8 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaytest"
+	"github.com/backstay/backstay/outcome"
+	"github.com/backstay/backstay/retry"
 )
 
 // The call's timeout holds wherever the call is just then.
@@ -32,6 +34,15 @@ func TestCallTimeoutBoundsWhateverACallWaitsFor(t *testing.T) {
 		}},
 		{"its turn by the rate", func(_ *backstaytest.Fleet, s *backstay.Service) {
 			s.Rate.Limit, s.Rate.Burst, s.Rate.MaxWait = 1./30, 1, -1
+		}},
+		{"a layer of the user's", func(_ *backstaytest.Fleet, s *backstay.Service) {
+			s.PerAttempt = []func(http.RoundTripper) http.RoundTripper{plain(func(next http.RoundTripper, req *http.Request) (*http.Response, error) {
+				if req.URL.Query().Has("hold") {
+					return next.RoundTrip(req)
+				}
+				<-req.Context().Done() // a token that never comes
+				return nil, context.Cause(req.Context())
+			})}
 		}},
 		{"its turn in the queue", func(f *backstaytest.Fleet, s *backstay.Service) {
 			s.Concurrency.Max, s.Concurrency.Queue, s.Concurrency.MaxWait = 1, 1, -1
@@ -126,4 +137,21 @@ func TestCancelledCallComesBackAtOnceWhereverItIs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The attempt's timeout is the balancer's to keep, which lets go at the headers.
+func TestBufferedBodyThatStallsIsAnAttemptTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, end := streaming()
+		fleet := backstaytest.NewFleet(t, 1, &backstaytest.FleetConfig{Network: backstaytest.NewNetwork(), Handler: h})
+		c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+			s.AttemptTimeout = 2 * time.Second
+			s.Retry = retry.Config{MaxAttempts: -1, BufferBody: retry.On}
+		})
+		begin := time.Now()
+		err := try(t.Context(), c, fleet.URL())
+		require.ErrorIs(t, err, outcome.ErrAttemptTimeout)
+		require.Equal(t, 2*time.Second, time.Since(begin))
+		end()
+	})
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/cache"
 	"github.com/backstay/backstay/discovery"
-	"github.com/backstay/backstay/internal/inherit"
 	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/retry"
 )
@@ -37,6 +36,10 @@ func (c *Config) clone() Config {
 
 func (s Service) clone() Service {
 	s.Endpoints = slices.Clone(s.Endpoints)
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		e.Fallback, e.Metadata = slices.Clone(e.Fallback), maps.Clone(e.Metadata)
+	}
 	s.PerAttempt = slices.Clone(s.PerAttempt)
 	s.Retry.Statuses = slices.Clone(s.Retry.Statuses)
 	return s
@@ -51,7 +54,7 @@ func (c *Config) validate() (*http.ServeMux, error) {
 	for _, pattern := range sorted(c.Routes) {
 		// A route stands on whatever service it is used for; what it says
 		// itself must at least go with the default.
-		r := inherit.Of(c.Routes[pattern], c.Default.route())
+		r := c.Routes[pattern].inherit(c.Default.route())
 		where := fmt.Sprintf("Routes[%q]", pattern)
 		p.within("Default", where).route(where, &r, &c.Default.Breaker)
 	}
@@ -65,7 +68,7 @@ func (c *Config) validate() (*http.ServeMux, error) {
 		p.service(where, &s)
 		for _, pattern := range sorted(c.Routes) {
 			if routeApplies(pattern, name) {
-				r := inherit.Of(c.Routes[pattern], s.route())
+				r := c.Routes[pattern].inherit(s.route())
 				route := fmt.Sprintf("Routes[%q]", pattern)
 				p.within("Default", where, route).route(where+" with "+route, &r, &s.Breaker)
 			}
@@ -158,7 +161,7 @@ func (p *problems) service(where string, s *Service) {
 }
 
 func (p *problems) onOrOff(where, field string, value Switch) {
-	if value > Off {
+	if !value.Valid() {
 		p.add(where, fmt.Errorf("%s is %d, want On or Off", field, value))
 	}
 }
@@ -193,12 +196,10 @@ func (p *problems) route(where string, r *Route, b *breaker.Config) {
 	if r.Timeout > 0 && r.AttemptTimeout > r.Timeout {
 		p.add(where, fmt.Errorf("AttemptTimeout is %v, want <= Timeout (%v)", r.AttemptTimeout, r.Timeout))
 	}
-	if b.Window > 0 && r.AttemptTimeout > 0 && b.Window < 2*r.AttemptTimeout && r.LatencyNeutral != On {
-		// The calls of an outage end an attempt timeout late, and a window must
-		// hold enough of them to tell.
+	if b.Window > 0 && b.Window/2 < outageTime(*r) { // where it is not set, it is made long enough
 		p.add(where, fmt.Errorf("Breaker.Window is %v, want >= 2 x AttemptTimeout (%v)", b.Window, 2*r.AttemptTimeout))
 	}
-	if r.Rate.Limit != 0 || r.Rate.Burst != 0 || r.Rate.MaxWait != 0 {
+	if r.Rate != (limit.RateConfig{}) {
 		_, err := limit.NewRate(&r.Rate)
 		p.add(where+".Rate", err)
 	}

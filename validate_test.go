@@ -82,7 +82,10 @@ var routeMistakes = []struct {
 	{"burst", func(r *backstay.Route) { r.Rate.Limit, r.Rate.Burst = 1, -1 }, ".Rate: limit: Burst is -1, want >= 1"},
 	{"burst without rate", func(r *backstay.Route) { r.Rate.Burst = 1 }, ".Rate: limit: Limit is 0, want > 0, or negative for no limit"},
 	{"rate wait without rate", func(r *backstay.Route) { r.Rate.MaxWait = 1 }, ".Rate: limit: Limit is 0, want > 0, or negative for no limit"},
-	{"queue", func(r *backstay.Route) { r.Concurrency.Max, r.Concurrency.Queue = 1, -1 }, ".Concurrency: limit: Queue is -1, want >= 0"},
+	{"infinite rate", func(r *backstay.Route) { r.Rate.Limit = math.Inf(1) }, ".Rate: limit: Limit is +Inf, want a finite number, negative for no limit"},
+	{"deadline without rate", func(r *backstay.Route) { r.Rate.AsDeadline = backstay.On }, ".Rate: limit: Limit is 0, want > 0, or negative for no limit"},
+	{"until headers", func(r *backstay.Route) { r.Concurrency.Max, r.Concurrency.UntilHeaders = 1, 3 }, ".Concurrency: limit: UntilHeaders is 3, want On or Off"},
+	{"buffer body", func(r *backstay.Route) { r.Retry.BufferBody = 3 }, ".Retry: retry: BufferBody is 3, want On or Off"},
 	{"queue without limit", func(r *backstay.Route) { r.Concurrency.Queue = 1 }, ": Concurrency.Max is 0, want it set where another field of Concurrency is"},
 	{"latency neutral", func(r *backstay.Route) { r.LatencyNeutral = 7 }, ": LatencyNeutral is 7, want On or Off"},
 }
@@ -137,6 +140,18 @@ func TestBreakersWindowMustHoldAnOutage(t *testing.T) {
 	newClient(t, &backstay.Config{Default: s})
 }
 
+func TestAttemptTimeoutWithoutAWindowIsNeverRefused(t *testing.T) {
+	for _, long := range []time.Duration{5 * time.Second, time.Minute, math.MaxInt64} {
+		for _, cfg := range []backstay.Config{
+			{Default: backstay.Service{AttemptTimeout: long}},
+			{Routes: map[string]backstay.Route{"/x": {AttemptTimeout: long}}},
+		} {
+			cfg.Services = map[string]backstay.Service{"orders": {Resolver: itself}}
+			newClient(t, &cfg)
+		}
+	}
+}
+
 func TestSettingsThatDoNotGoTogetherAreFoundWhereverTheyMeet(t *testing.T) {
 	short, long := backstay.Service{Timeout: time.Second}, backstay.Service{AttemptTimeout: 2 * time.Second}
 	const want = ": AttemptTimeout is 2s, want <= Timeout (1s)"
@@ -160,11 +175,11 @@ func TestAllProblemsAreReportedAndEachOnce(t *testing.T) {
 		Default:  backstay.Service{Budget: retry.BudgetConfig{Ratio: 11}},
 		Services: map[string]backstay.Service{"Orders": bad, "Users": bad, "fine": {}},
 		Routes: map[string]backstay.Route{
-			"/x": {Concurrency: limit.ConcurrencyConfig{Max: 1, Queue: -1}}, "/y": {CacheTTL: 1}, "no slash": {},
+			"/x": {Concurrency: limit.ConcurrencyConfig{Max: 1, UntilHeaders: 7}}, "/y": {CacheTTL: 1}, "no slash": {},
 		},
 	},
 		"backstay: Default.Budget: retry: BudgetConfig.Ratio is 11",
-		`backstay: Routes["/x"].Concurrency: limit: Queue is -1`,
+		`backstay: Routes["/x"].Concurrency: limit: UntilHeaders is 7`,
 		`backstay: Routes["/y"]: CacheTTL is 1ns`,
 		`backstay: Services["Orders"]: want a host in lower case`,
 		`backstay: Services["Orders"]: balancer: PanicThreshold is 2`,
@@ -225,7 +240,7 @@ func TestNegativeNumbersAreOff(t *testing.T) {
 		},
 		CacheTTL:    -1,
 		Rate:        limit.RateConfig{Limit: -1, MaxWait: -1},
-		Concurrency: limit.ConcurrencyConfig{Max: -1, MaxWait: -1},
+		Concurrency: limit.ConcurrencyConfig{Max: -1, Queue: -1, MaxWait: -1},
 	}
 	base := &recording{next: always(503)}
 	c := newClient(t, &backstay.Config{

@@ -21,7 +21,7 @@ type PolicyOptions struct {
 	// policy, such as "picks do not allocate": say why, where you list them.
 	// Default: none.
 	Skip []string
-	// Patience is how long up to 100,000 picks in a row may take. Default: 5 s.
+	// Patience is how long up to 100,000 picks in a row may take. Default: 5s.
 	Patience time.Duration
 }
 

@@ -22,7 +22,7 @@ type ResolverOptions struct {
 	// order. Default: nil, which takes any.
 	Want []string
 	// Patience is how long a set, a change of it or an end may take: more than
-	// the resolver's own interval. Default: 5 s.
+	// the resolver's own interval. Default: 5s.
 	Patience time.Duration
 }
 

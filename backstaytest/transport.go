@@ -32,7 +32,7 @@ type TransportOptions struct {
 	// Skip names subtests, as TestTransport names them, that do not apply to
 	// the layer: say why, where you list them. Default: none.
 	Skip []string
-	// Patience is how long "promptly" and "in the end" may take. Default: 5 s.
+	// Patience is how long "promptly" and "in the end" may take. Default: 5s.
 	Patience time.Duration
 }
 

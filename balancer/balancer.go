@@ -90,8 +90,13 @@ func New(service string, r discovery.Resolver, cfg *Config) (*Balancer, error) {
 	if err := errors.Join(append(errs, cfg.Validate())...); err != nil {
 		return nil, err
 	}
+	return start(service, r, cfg.withDefaults()), nil
+}
+
+// start returns a balancer of valid arguments and a config with its defaults.
+func start(service string, r discovery.Resolver, cfg Config) *Balancer {
 	b := &Balancer{
-		service: service, resolver: discovery.Supervise(r, nil), cfg: cfg.withDefaults(), epoch: clock.Now(),
+		service: service, resolver: discovery.Supervise(r, nil), cfg: cfg, epoch: clock.Now(),
 		hints: make(chan struct{}, 1), nodes: make(map[string]*Node), leaving: make(map[*Node]*time.Timer),
 		watchers: make(map[int]func()), changed: make(chan struct{}),
 	}
@@ -103,7 +108,7 @@ func New(service string, r discovery.Resolver, cfg *Config) (*Balancer, error) {
 	if !b.cfg.OnDemand {
 		b.work.Go(b.follow)
 	}
-	return b, nil
+	return b
 }
 
 // Service returns the service's name.

@@ -117,16 +117,23 @@ func unpackEstimate(word uint64) (value float32, tick uint32) {
 	return math.Float32frombits(uint32(word >> 32)), uint32(word) //nolint:gosec // two halves of a word
 }
 
-// ticksSince returns how many ticks have passed since tick; less than 0 if that
-// was by the clock of another processor, a tick ahead.
+// ticksSince returns how many ticks have passed since tick: none if that was by the
+// clock of another processor, a little ahead, and very many if it was so long ago
+// that the ticks have wrapped around.
 func ticksSince(nowTick int64, tick uint32) int32 {
-	return int32(uint32(nowTick) - tick) //nolint:gosec // modular on purpose
+	switch passed := int32(uint32(nowTick) - tick); { //nolint:gosec // modular on purpose
+	case passed >= 0:
+		return passed
+	case passed > -4096: // a second
+		return 0
+	}
+	return math.MaxInt32
 }
 
 // decay returns e^(−Δ/Decay) for the ticks that have passed since tick.
 func decay(nowTick int64, tick uint32) float64 {
 	passed := ticksSince(nowTick, tick)
-	if passed <= 0 {
+	if passed == 0 {
 		return 1
 	}
 	return exp2(float64(passed) * (math.Log2E * float64(int64(1)<<tickShift) / float64(Decay)))

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -117,13 +118,18 @@ func (b *Balancer) rebuild(fresh bool) {
 	b.schedule(now, next)
 }
 
-// newPicker asks the policy for a picker. One that gives none leaves the choice
-// to chance.
-func (b *Balancer) newPicker(nodes []*Node) Picker {
-	if p := b.cfg.Policy.NewPicker(nodes); p != nil {
-		return p
-	}
-	return Random{}.NewPicker(nodes)
+// newPicker asks the policy for a picker. One that gives none, or panics, leaves
+// the choice to chance: b.mu may be held, and calls go on.
+func (b *Balancer) newPicker(nodes []*Node) (p Picker) {
+	defer func() {
+		if v := recover(); v != nil {
+			b.events.Add(b.ctx, b.cfg.Observer, PolicyFailed{Service: b.service, Err: fmt.Errorf("balancer: the policy panicked: %v", v)})
+		}
+		if p == nil {
+			p = Random{}.NewPicker(nodes)
+		}
+	}()
+	return b.cfg.Policy.NewPicker(nodes)
 }
 
 // firstPriority keeps the nodes of the most preferred priority.

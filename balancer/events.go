@@ -135,3 +135,23 @@ func (ResolveFailed) Level() slog.Level { return slog.LevelWarn }
 func (e ResolveFailed) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("service", e.Service), slog.Any("error", e.Err), slog.Duration("stale", e.Stale))
 }
+
+// PolicyFailed is emitted when the policy panics instead of making a picker. Nodes
+// are then chosen by chance.
+type PolicyFailed struct {
+	// Service is the service's name.
+	Service string
+	// Err says what the policy panicked with.
+	Err error
+}
+
+// EventName is "balancer.policy_failed".
+func (PolicyFailed) EventName() string { return "balancer.policy_failed" }
+
+// Level is Error.
+func (PolicyFailed) Level() slog.Level { return slog.LevelError }
+
+// LogValue holds the event's fields.
+func (e PolicyFailed) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("service", e.Service), slog.Any("error", e.Err))
+}

@@ -161,7 +161,7 @@ func (b *Balancer) demanded(set discovery.Set, err error) {
 	defer b.mu.Unlock()
 	b.resolving = false
 	if err == nil {
-		b.failures = 0
+		b.failures, b.lastErr = 0, nil // the set is on its way
 		b.resolveAt = clock.Now().Add(min(cmp.Or(set.TTL, demandTTL), demandTTL))
 		return
 	}
@@ -192,6 +192,7 @@ func (b *Balancer) update(set discovery.Set) {
 	change := NodesChanged{Service: b.service}
 	seen := make(map[string]*Node, len(set.Endpoints))
 	order := make([]*Node, 0, len(set.Endpoints))
+	var moved []*Node // to another address, or with another name
 	anyOld := len(b.nodes) > 0
 	for _, e := range set.Endpoints {
 		key := e.Key()
@@ -204,13 +205,18 @@ func (b *Balancer) update(set discovery.Set) {
 			n = b.newNode(key, e, ns, anyOld)
 			change.Added = append(change.Added, key)
 		case !n.Endpoint().Equal(e):
+			old := n.Endpoint()
 			n.set(e)
 			change.Changed++
+			if old.Addr != e.Addr || old.ServerName != e.ServerName || !slices.Equal(old.Fallback, e.Fallback) {
+				moved = append(moved, n)
+			}
 		}
 		seen[key] = n
 		order = append(order, n)
 	}
 	var gone []*Node
+	layers := b.layers
 	for key, n := range b.nodes {
 		if seen[key] == nil {
 			gone = append(gone, n)
@@ -236,6 +242,11 @@ func (b *Balancer) update(set discovery.Set) {
 		b.wake()
 	}
 	b.mu.Unlock()
+	for _, n := range moved {
+		for _, l := range layers {
+			l.renew(n)
+		}
+	}
 	b.notify()
 }
 

@@ -85,8 +85,8 @@ func (l *transport) CloseIdleConnections() {
 	}
 	l.mu.Unlock()
 	for _, c := range conns {
-		if c.rt != nil {
-			c.rt.CloseIdleConnections()
+		if rt := c.rt.Load(); rt != nil {
+			rt.CloseIdleConnections()
 		}
 	}
 	l.Base.CloseIdleConnections()
@@ -106,6 +106,10 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		var cancel context.CancelFunc
 		ctx, cancel = layer.Within(ctx, frame)
 		defer cancel()
+		if req.Cancel != nil { //nolint:staticcheck // deprecated, but not gone
+			ctx, cancel = untilCanceled(ctx, req)
+			defer cancel()
+		}
 	}
 	for tries := 0; ; tries++ {
 		if err := b.acquire(ctx, &c, frame, &x.lease); err != nil {
@@ -189,21 +193,32 @@ func (l *transport) route(req *http.Request) (b *Balancer, direct bool) {
 	if !l.opaque && (l.proxy == nil || !l.goesByProxy(req)) {
 		return l.b, false
 	}
+	return l.loner(), true
+}
+
+// loner returns the balancer for the service as one node under its own name.
+func (l *transport) loner() *Balancer {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.alone == nil {
-		e := discovery.Endpoint{ID: l.b.service, Addr: l.b.service}
-		if e.Validate() != nil {
-			e.Addr = "0.0.0.0" // nobody dials it
-		}
-		cfg := l.b.cfg
-		// Static cannot fail to resolve, and the config has been validated.
-		l.alone, _ = New(l.b.service, discovery.Static(e), &cfg)
-		if l.closed {
-			_ = l.alone.Close()
-		}
+	alone := l.alone
+	l.mu.Unlock()
+	if alone != nil {
+		return alone
 	}
-	return l.alone, true
+	e := discovery.Endpoint{ID: l.b.service, Addr: l.b.service}
+	if e.Validate() != nil {
+		e.Addr = "0.0.0.0" // nobody dials it
+	}
+	fresh := start(l.b.service, discovery.Static(e), l.b.cfg)
+	l.mu.Lock()
+	if l.alone == nil {
+		l.alone = fresh
+	}
+	alone, closed := l.alone, l.closed
+	l.mu.Unlock()
+	if closed || alone != fresh {
+		_ = fresh.Close()
+	}
+	return alone
 }
 
 func (l *transport) goesByProxy(req *http.Request) bool {
@@ -252,6 +267,16 @@ func (l *transport) drop(n *Node) {
 	}
 }
 
+// renew has a node's calls go over new connections.
+func (l *transport) renew(n *Node) {
+	l.mu.Lock()
+	c := l.conns[n]
+	l.mu.Unlock()
+	if c != nil {
+		c.renew()
+	}
+}
+
 // close closes all connections.
 func (l *transport) close() {
 	l.mu.Lock()
@@ -278,6 +303,19 @@ type exchange struct {
 	index int // the attempt's, in the frame
 }
 
+// untilCanceled returns a context that also ends when Request.Cancel is closed.
+func untilCanceled(ctx context.Context, req *http.Request) (context.Context, context.CancelFunc) {
+	bounded, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-req.Cancel: //nolint:staticcheck // as above
+			cancel(errRequestCanceled)
+		case <-bounded.Done():
+		}
+	}()
+	return bounded, func() { cancel(nil) }
+}
+
 // newExchange returns an exchange, and where there is need of it room for a URL
 // with the node's address.
 func (l *transport) newExchange(req *http.Request, frame *call.Frame) (*exchange, *url.URL) {
@@ -295,12 +333,17 @@ func (l *transport) newExchange(req *http.Request, frame *call.Frame) (*exchange
 func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
 	x.index = x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)
+	var resp *http.Response
 	settled := false
 	defer func() {
-		if !settled { // a panic or Goexit below: the attempt failed, and goes on failing
-			x.End()
-			x.lease.Done(clock.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
+		if settled {
+			return
 		}
+		// A panic or Goexit below or in the classifier: the attempt failed, and goes
+		// on failing.
+		x.End()
+		x.lease.Done(clock.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
+		closeResponse(resp)
 	}()
 
 	limits := attempt.Limits{Attempt: x.frame.AttemptTimeout(), Deadline: x.frame.Deadline()}
@@ -319,39 +362,45 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	rt := l.Next
 	if !direct {
 		c := l.conn(n)
-		if c.rt != nil {
-			rt = c.rt
+		if own := c.rt.Load(); own != nil {
+			rt = own
 		} else if err := c.readdress(out, u); err != nil {
-			settled = true
 			layer.CloseBody(req)
-			return nil, x.fail(err)
+			err = x.fail(err)
+			settled = true
+			return nil, err
 		}
 	}
-	resp, err := rt.RoundTrip(out)
+	var err error
+	resp, err = rt.RoundTrip(out)
 	if err == nil && resp == nil {
 		err = errNoResponse
 	}
 	if err == nil {
-		if late := x.Headers(); late != nil {
-			if resp.Body != nil {
-				_ = resp.Body.Close()
-			}
-			err = late
-		}
+		err = x.Headers()
 	}
 	if err != nil {
+		closeResponse(resp) // it came too late, or along with the error
+		resp = nil
+		err = x.fail(err)
 		settled = true
-		return nil, x.fail(err)
+		return nil, err
 	}
 	now = clock.Now()
 	o := l.b.cfg.Classifier.Classify(req, resp, nil)
 	o = x.lease.Answered(now, o)
-	x.frame.Answered(now, resp, resp.StatusCode, o)
+	x.frame.Answered(now, x.index, resp, resp.StatusCode, o)
 	resp.Request = req
 	x.frame = x.frame.Watched()
 	resp.Body = x.Wrap(resp.Body, x)
 	settled = true
 	return resp, nil
+}
+
+func closeResponse(resp *http.Response) {
+	if resp != nil && resp.Body != nil {
+		_ = resp.Body.Close()
+	}
 }
 
 // fail ends an attempt that got no response.
@@ -362,7 +411,7 @@ func (x *exchange) fail(err error) error {
 	o := x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	o = x.lease.Answered(now, o)
 	x.lease.Done(now, o)
-	x.frame.Answered(now, nil, 0, o)
+	x.frame.Answered(now, x.index, nil, 0, o)
 	x.frame.Ended(now, x.index, o)
 	x.frame.SetOthers(x.lease.owner.untried(x.frame))
 	return err
@@ -379,8 +428,9 @@ func (x *exchange) Ended(err error) {
 }
 
 var (
-	errAborted    = errors.New("balancer: the attempt ended in a panic")
-	errNoResponse = errors.New("balancer: the transport returned neither a response nor an error")
+	errAborted         = errors.New("balancer: the attempt ended in a panic")
+	errRequestCanceled = fmt.Errorf("balancer: Request.Cancel was closed: %w", context.Canceled)
+	errNoResponse      = errors.New("balancer: the transport returned neither a response nor an error")
 )
 
 // readdress sends out, a copy already, to the node instead of the service's name.

@@ -21,7 +21,7 @@ type conn struct {
 	node  *Node
 	// rt sends requests to the node and to no other; nil if they must be
 	// rewritten and sent through the layer's own.
-	rt   *http.Transport
+	rt   atomic.Pointer[http.Transport]
 	base dialFunc                // makes connections, as the template would
 	told atomic.Pointer[address] // where requests that are rewritten went last
 
@@ -64,8 +64,21 @@ func newConn(l *transport, n *Node) *conn {
 			c.base = new(net.Dialer).DialContext
 		}
 	}
-	c.rt = fromTemplate(l.template, c.dial, l.b.cfg.H2C, n.Endpoint().ServerName)
+	c.renew()
 	return c
+}
+
+// renew begins with new connections, since the node's address or the name of its
+// certificate may be another now. Those in use are closed when they are not any
+// more: that is what a transport does after CloseIdleConnections.
+func (c *conn) renew() {
+	if c.base == nil {
+		return
+	}
+	fresh := fromTemplate(c.layer.template, c.dial, c.layer.b.cfg.H2C, c.node.Endpoint().ServerName)
+	if old := c.rt.Swap(fresh); old != nil {
+		old.CloseIdleConnections()
+	}
 }
 
 // ConnectError is why no connection to a node could be made: nothing was sent.
@@ -206,8 +219,8 @@ func (c *conn) close() {
 		open = append(open, nc)
 	}
 	c.mu.Unlock()
-	if c.rt != nil {
-		c.rt.CloseIdleConnections()
+	if rt := c.rt.Load(); rt != nil {
+		rt.CloseIdleConnections()
 	}
 	for _, nc := range open {
 		// A TLS connection above would want to say goodbye and may block on a

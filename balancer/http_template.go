@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"sync/atomic"
 )
 
 // manyIdle stands for no limit on idle connections. A node's transport has one
@@ -78,22 +79,18 @@ func opaque(t *http.Transport) bool {
 // protocol registered for "http" is passed by.
 func hasRegisteredProtocol(t *http.Transport) bool {
 	field := reflect.ValueOf(t).Elem().FieldByName("altProto")
-	if !field.IsValid() || field.Kind() != reflect.Struct {
+	if !field.IsValid() || field.Type() != reflect.TypeFor[atomic.Value]() {
 		return false
 	}
-	stored := field.FieldByName("v")
-	if !stored.IsValid() || stored.Kind() != reflect.Interface || stored.IsNil() || stored.Elem().Kind() != reflect.Map {
-		return false
-	}
-	for entries := stored.Elem().MapRange(); entries.Next(); {
-		scheme, rt := entries.Key().String(), entries.Value()
-		if scheme != "http" && scheme != "https" || rt.Kind() != reflect.Interface || rt.IsNil() {
-			continue
-		}
-		switch of := rt.Elem().Type(); of.PkgPath() {
-		case "net/http", "golang.org/x/net/http2":
-		default:
-			return true
+	// Atomically, for the transport may be in use.
+	protocols, _ := (*atomic.Value)(field.Addr().UnsafePointer()).Load().(map[string]http.RoundTripper)
+	for _, scheme := range []string{"http", "https"} {
+		if rt := protocols[scheme]; rt != nil {
+			switch reflect.TypeOf(rt).PkgPath() { // "" for a pointer: theirs are none
+			case "net/http", "golang.org/x/net/http2":
+			default:
+				return true
+			}
 		}
 	}
 	return false

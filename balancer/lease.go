@@ -59,7 +59,9 @@ func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
 	}
 	load := n.load.Add(add)
 	if most := b.cfg.MaxConcurrency; most > 0 && inFlightOf(load) > int64(most) {
-		n.load.Add(-add)
+		if load = n.load.Add(-add); inFlightOf(load) == 0 && n.hasLeft() {
+			n.leave()
+		}
 		l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
 		*l = Lease{}
 		return &limit.FullError{Key: n.breaker.Key(), Max: b.cfg.MaxConcurrency}

@@ -28,7 +28,7 @@ func (c *Call) avoids(n *Node) bool { return slices.Contains(c.Avoid, n) }
 // NewPicker is called with at least one node, each of them once, possibly by
 // several goroutines at once ([Balancer.View]). It may keep the slice and must
 // not change it. It must be fast and must not call the balancer. A policy that
-// returns nil leaves the choice to chance.
+// returns nil, or panics ([PolicyFailed]), leaves the choice to chance.
 type Policy interface {
 	NewPicker(nodes []*Node) Picker
 }

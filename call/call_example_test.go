@@ -16,10 +16,10 @@ func ExampleWithLog() {
 	start := time.Now()
 	_, f := call.Push(ctx, nil, call.Info{Service: "orders", Method: "GET", Path: "/v1/items", Start: start})
 	f.Send(start, nil, "", "10.0.0.1:80")
-	f.Answered(start.Add(2*time.Millisecond), nil, 503, outcome.Outcome{Class: outcome.Failure, Err: outcome.StatusError(503)})
+	f.Answered(start.Add(2*time.Millisecond), f.Attempts()-1, nil, 503, outcome.Outcome{Class: outcome.Failure, Err: outcome.StatusError(503)})
 	f.Slept(41 * time.Millisecond)
 	f.Send(start.Add(43*time.Millisecond), nil, "", "10.0.0.2:80")
-	f.Answered(start.Add(63*time.Millisecond), nil, 200, outcome.Outcome{})
+	f.Answered(start.Add(63*time.Millisecond), f.Attempts()-1, nil, 200, outcome.Outcome{})
 	f.Finish(start.Add(63*time.Millisecond), 200, nil)
 
 	for _, c := range log.Calls() {

@@ -1,5 +1,5 @@
-// Package call is what the layers of one call share: the frame that travels in
-// the request's context, and the log that users read back.
+// Package call is what the layers of one call share: the frame that they hand
+// down to each other, and the log that users read back.
 //
 // To see what happened to your calls, put a log into their context:
 //
@@ -10,9 +10,10 @@
 //	}
 //
 // The rest of the package is for those who write layers. Each entry – a Client,
-// a gRPC call, a [Chain] of layers, a layer used alone – pushes a fresh [Frame],
-// and layers work with the innermost frame only, and only if it was pushed for
-// the chain that they belong to ([Join]). So a redirect, a token fetch inside a
-// call, or a context that is used again never mixes calls. A nil *Frame is
-// valid: its methods do nothing and answer zero.
+// a [Chain] of layers, a layer used alone – makes a fresh [Frame]. Layers of ours
+// that stand next to each other hand it down; past others the request's context
+// carries it ([Carry]), and then a layer works with the innermost frame only, and
+// only if it was made for the chain that it belongs to ([Join]). So a redirect, a
+// token fetch inside a call, or a context that is used again never mixes calls.
+// A nil *Frame is valid: its methods do nothing and answer zero.
 package call

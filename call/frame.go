@@ -55,7 +55,7 @@ type Frame struct {
 	entry any  // the layer that Enter pushed it for; nil if it was Push
 	log   *Log // nil: nobody but the call's own goroutine looks
 
-	mu       sync.Mutex // held only when log is not nil
+	mu       sync.Mutex // see lock
 	attempts []Attempt
 	first    [1]Attempt // where attempts starts: most calls need no more
 	refused  []Refusal  // of the attempt that has not begun yet
@@ -136,7 +136,10 @@ func Carry(ctx context.Context, f *Frame) context.Context {
 	if f == nil || innermost(ctx) == f {
 		return ctx
 	}
-	f.carried, f.young = true, false
+	if !f.carried { // else others may be looking
+		f.carried = true
+	}
+	f.SetYoung(false)
 	return &frameContext{ctx, f}
 }
 
@@ -161,16 +164,17 @@ func Join(ctx context.Context, member any) *Frame {
 	return f
 }
 
-// lock guards a frame that others look at. Without a log there are none, and
-// the success path saves the locks.
+// lock guards a frame that others may look at: through a log, or below somebody
+// else's layer, which may call down twice at once, or return before what is below
+// it does. Most frames never leave the goroutine of their call, and save the locks.
 func (f *Frame) lock() {
-	if f.log != nil {
+	if f.log != nil || f.carried {
 		f.mu.Lock()
 	}
 }
 
 func (f *Frame) unlock() {
-	if f.log != nil {
+	if f.log != nil || f.carried {
 		f.mu.Unlock()
 	}
 }
@@ -195,9 +199,12 @@ func (f *Frame) Route() string {
 // number and not a context: ctx.Deadline() stays the caller's, and the layer
 // that sends an attempt enforces the nearer bound with one timer.
 func (f *Frame) SetDeadline(t time.Time) {
-	if f != nil {
-		f.deadline = t
+	if f == nil {
+		return
 	}
+	f.lock()
+	f.deadline = t
+	f.unlock()
 }
 
 // Deadline returns the call's deadline; zero if there is none of ours.
@@ -205,6 +212,8 @@ func (f *Frame) Deadline() time.Time {
 	if f == nil {
 		return time.Time{}
 	}
+	f.lock()
+	defer f.unlock()
 	return f.deadline
 }
 
@@ -219,8 +228,13 @@ func (f *Frame) Start() time.Time {
 // Now returns the time. For a frame that is young it is the time that the call
 // began, and saves a reading of the clock. f may be nil.
 func Now(f *Frame) time.Time {
-	if f != nil && f.young {
-		return f.info.Start
+	if f != nil {
+		f.lock()
+		young := f.young
+		f.unlock()
+		if young {
+			return f.info.Start
+		}
 	}
 	return clock.Now()
 }
@@ -229,18 +243,24 @@ func Now(f *Frame) time.Time {
 // just read the clock for Info.Start sets it, and a layer that may wait unsets it;
 // so do a wait between attempts, an attempt, and a layer of somebody else's.
 func (f *Frame) SetYoung(young bool) {
-	if f != nil {
-		f.young = young
+	if f == nil {
+		return
 	}
+	f.lock()
+	f.young = young
+	f.unlock()
 }
 
 // SetAttemptTimeout sets how long one attempt may take from the request written
 // to the response's headers; 0 or less is no limit. The innermost layer that
 // sends attempts enforces it.
 func (f *Frame) SetAttemptTimeout(d time.Duration) {
-	if f != nil {
-		f.attemptTimeout = max(d, 0)
+	if f == nil {
+		return
 	}
+	f.lock()
+	f.attemptTimeout = max(d, 0)
+	f.unlock()
 }
 
 // AttemptTimeout returns what SetAttemptTimeout set; 0 is no limit.
@@ -248,6 +268,8 @@ func (f *Frame) AttemptTimeout() time.Duration {
 	if f == nil {
 		return 0
 	}
+	f.lock()
+	defer f.unlock()
 	return f.attemptTimeout
 }
 
@@ -258,6 +280,8 @@ func (f *Frame) BeginRetries() bool {
 	if f == nil {
 		return true
 	}
+	f.lock()
+	defer f.unlock()
 	was := f.retrying
 	f.retrying = true
 	return !was
@@ -319,24 +343,44 @@ func (f *Frame) TriedNodes() []any {
 // SetOthers notes whether there is a node that this call has not been sent to.
 // The layer that chooses nodes says so when an attempt has failed.
 func (f *Frame) SetOthers(others bool) {
-	if f != nil {
-		f.others = others
+	if f == nil {
+		return
 	}
+	f.lock()
+	f.others = others
+	f.unlock()
 }
 
 // Others returns what SetOthers set: whether another attempt would have a node
 // to go to that has not been tried.
-func (f *Frame) Others() bool { return f != nil && f.others }
+func (f *Frame) Others() bool {
+	if f == nil {
+		return false
+	}
+	f.lock()
+	defer f.unlock()
+	return f.others
+}
 
 // SetLatencyNeutral keeps the call's latency from counting: for long polls.
 func (f *Frame) SetLatencyNeutral(neutral bool) {
-	if f != nil {
-		f.latencyNeutral = neutral
+	if f == nil {
+		return
 	}
+	f.lock()
+	f.latencyNeutral = neutral
+	f.unlock()
 }
 
 // LatencyNeutral returns what SetLatencyNeutral set.
-func (f *Frame) LatencyNeutral() bool { return f != nil && f.latencyNeutral }
+func (f *Frame) LatencyNeutral() bool {
+	if f == nil {
+		return false
+	}
+	f.lock()
+	defer f.unlock()
+	return f.latencyNeutral
+}
 
 // Refused notes that a node, or a layer, refused the attempt that is about to
 // be made. by names what refused: "breaker", "concurrency", …; it is empty, and
@@ -356,6 +400,8 @@ func (f *Frame) Refusals() int {
 	if f == nil {
 		return 0
 	}
+	f.lock()
+	defer f.unlock()
 	return len(f.refused)
 }
 
@@ -377,17 +423,17 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 	return i
 }
 
-// Answered notes the end of the current attempt: its response's headers
-// (answer, usually a *http.Response, and its status) or an error (answer nil,
-// the outcome bearing it). It is how the innermost layer tells the outer ones
-// what it made of the answer: see Outcome.
-func (f *Frame) Answered(now time.Time, answer any, status int, o outcome.Outcome) {
+// Answered notes the end of attempt i: its response's headers (answer, usually a
+// *http.Response, and its status) or an error (answer nil, the outcome bearing it).
+// It is how the innermost layer tells the outer ones what it made of the answer:
+// see Outcome.
+func (f *Frame) Answered(now time.Time, i int, answer any, status int, o outcome.Outcome) {
 	if f == nil {
 		return
 	}
 	f.lock()
-	if n := len(f.attempts); n > 0 {
-		a := &f.attempts[n-1]
+	if i >= 0 && i < len(f.attempts) {
+		a := &f.attempts[i]
 		a.Headers, a.Status, a.Outcome = now.Sub(a.Start), status, o
 	}
 	f.answer, f.outcome, f.answered = answer, o, true
@@ -398,7 +444,12 @@ func (f *Frame) Answered(now time.Time, answer any, status int, o outcome.Outcom
 // response or an error. It returns false if nobody has classified this very
 // answer: then the layer must do it itself.
 func (f *Frame) Outcome(answer any, err error) (outcome.Outcome, bool) {
-	if f == nil || !f.answered {
+	if f == nil {
+		return outcome.Outcome{}, false
+	}
+	f.lock()
+	defer f.unlock()
+	if !f.answered {
 		return outcome.Outcome{}, false
 	}
 	if err != nil {

@@ -18,7 +18,7 @@ func BenchmarkFrame(b *testing.B) {
 		if call.Join(ctx, a) != f {
 			b.Error("another frame")
 		}
-		f.Answered(now, nil, 200, outcome.Outcome{})
+		f.Answered(now, f.Attempts()-1, nil, 200, outcome.Outcome{})
 		f.Ended(now, i, outcome.Outcome{})
 		f.Finish(now, 200, nil)
 	}

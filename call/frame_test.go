@@ -88,7 +88,7 @@ func TestAFrameIsOneAllocation(t *testing.T) {
 	require.EqualValues(t, 1, testing.AllocsPerRun(1000, func() {
 		f := call.New(parent, chain, info)
 		i := f.Send(now, nil, "s0", "10.0.0.1:80") // the first attempt has its place in the frame
-		f.Answered(now, nil, 200, outcome.Outcome{})
+		f.Answered(now, f.Attempts()-1, nil, 200, outcome.Outcome{})
 		f.Ended(now, i, outcome.Outcome{})
 		f.Finish(now, 200, nil)
 	}))
@@ -163,7 +163,7 @@ func TestOutcomeIsThatOfThisVeryAnswer(t *testing.T) {
 	require.False(t, ok, "nobody has classified anything")
 
 	f.Send(start, nil, "", "")
-	f.Answered(at(time.Millisecond), first, 503, bad)
+	f.Answered(at(time.Millisecond), f.Attempts()-1, first, 503, bad)
 	o, ok := f.Outcome(first, nil)
 	require.True(t, ok)
 	require.Equal(t, bad, o)
@@ -178,7 +178,7 @@ func TestOutcomeIsThatOfThisVeryAnswer(t *testing.T) {
 	_, ok = f.Outcome(first, nil)
 	require.False(t, ok, "the next attempt is not the last one")
 
-	f.Answered(start, nil, 0, outcome.Outcome{Class: outcome.Failure, Err: io.EOF})
+	f.Answered(start, f.Attempts()-1, nil, 0, outcome.Outcome{Class: outcome.Failure, Err: io.EOF})
 	o, ok = f.Outcome(nil, io.EOF)
 	require.True(t, ok)
 	require.Equal(t, outcome.Failure, o.Class)
@@ -197,7 +197,7 @@ func TestOutcomeBearsErrorsThatCannotBeCompared(t *testing.T) {
 	_, f := call.Push(t.Context(), nil, call.Info{})
 	err := list{io.EOF}
 	f.Send(start, nil, "", "")
-	f.Answered(start, nil, 0, outcome.Outcome{Class: outcome.Failure, Err: err})
+	f.Answered(start, f.Attempts()-1, nil, 0, outcome.Outcome{Class: outcome.Failure, Err: err})
 	require.NotPanics(t, func() {
 		_, ok := f.Outcome(nil, err)
 		require.False(t, ok, "it cannot be known: the layer classifies for itself")

@@ -52,7 +52,7 @@ func (l *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		status = resp.StatusCode
 	}
 	if l.send {
-		f.Answered(time.Now(), resp, status, outcome.HTTP(req, resp, err))
+		f.Answered(time.Now(), f.Attempts()-1, resp, status, outcome.HTTP(req, resp, err))
 	}
 	if f != nil && l.chain.Len() > 1 {
 		f.Finish(time.Now(), status, err)

@@ -44,33 +44,33 @@ func TestCallAsOneLine(t *testing.T) {
 		}, "GET orders /v1/items: under way; 10.0.0.1:80 awaited"},
 		{"one attempt", func(f *call.Frame) {
 			i := f.Send(start, nil, "10.0.0.1:80", "10.0.0.1:80")
-			f.Answered(at(20*ms), nil, 200, fine)
+			f.Answered(at(20*ms), f.Attempts()-1, nil, 200, fine)
 			f.Finish(at(20*ms), 200, nil)
 			f.Ended(at(25*ms), i, fine)
 		}, "GET orders /v1/items: 200 in 20ms; 10.0.0.1:80 200 in 20ms"},
 		{"a node with a name", func(f *call.Frame) {
 			f.Send(start, nil, "pod-7", "10.0.0.1:80")
-			f.Answered(at(20*ms), nil, 200, fine)
+			f.Answered(at(20*ms), f.Attempts()-1, nil, 200, fine)
 			f.Finish(at(20*ms), 200, nil)
 		}, "GET orders /v1/items: 200 in 20ms; pod-7 (10.0.0.1:80) 200 in 20ms"},
 		{"no balancer", func(f *call.Frame) {
 			f.Send(start, nil, "", "")
-			f.Answered(at(20*ms), nil, 404, fine)
+			f.Answered(at(20*ms), f.Attempts()-1, nil, 404, fine)
 			f.Finish(at(20*ms), 404, nil)
 		}, "GET orders /v1/items: 404 in 20ms; sent 404 in 20ms"},
 		{"a retry", func(f *call.Frame) {
 			f.Send(start, nil, "", "10.0.0.1:80")
-			f.Answered(at(2*ms), nil, 503, bad)
+			f.Answered(at(2*ms), f.Attempts()-1, nil, 503, bad)
 			f.Slept(30 * ms)
 			f.Slept(11 * ms)
 			f.Send(at(43*ms), nil, "", "10.0.0.2:80")
-			f.Answered(at(63*ms), nil, 200, fine)
+			f.Answered(at(63*ms), f.Attempts()-1, nil, 200, fine)
 			f.Finish(at(63*ms), 200, nil)
 		}, "GET orders /v1/items: 200 in 63ms; 10.0.0.1:80 503 in 2ms; slept 41ms; 10.0.0.2:80 200 in 20ms"},
 		{"refusals before and after", func(f *call.Frame) {
 			f.Refused("s1", "breaker", errOpen)
 			f.Send(start, nil, "s2", "10.0.0.2:80")
-			f.Answered(at(2*ms), nil, 0, broken)
+			f.Answered(at(2*ms), f.Attempts()-1, nil, 0, broken)
 			f.Refused("", "budget", errors.New("retry: budget exhausted"))
 			f.Finish(at(2*ms), 0, io.ErrUnexpectedEOF)
 		}, "GET orders /v1/items: failed in 2ms: unexpected EOF; s1 refused by its breaker; s2 (10.0.0.2:80) unexpected EOF in 2ms; refused by budget"},
@@ -80,7 +80,7 @@ func TestCallAsOneLine(t *testing.T) {
 		}, "GET orders /v1/items: failed in 80µs: breaker: open; refused by rate"},
 		{"the body broke", func(f *call.Frame) {
 			i := f.Send(start, nil, "", "10.0.0.1:80")
-			f.Answered(at(2*ms), nil, 200, fine)
+			f.Answered(at(2*ms), f.Attempts()-1, nil, 200, fine)
 			f.Finish(at(2*ms), 200, nil)
 			f.Ended(at(1234*ms), i, broken)
 		}, "GET orders /v1/items: 200 in 2ms; 10.0.0.1:80 200 in 2ms, body broke after 1.23s: unexpected EOF"},
@@ -104,7 +104,7 @@ func TestRecordHoldsEverything(t *testing.T) {
 	f.Slept(10 * ms)
 	f.Refused("s1", "breaker", errOpen)
 	i := f.Send(at(ms), new(int), "s2", "10.0.0.2:80")
-	f.Answered(at(3*ms), nil, 200, fine)
+	f.Answered(at(3*ms), f.Attempts()-1, nil, 200, fine)
 	f.SetCache("miss")
 	f.Finish(at(4*ms), 200, nil)
 	f.Ended(at(9*ms), i, broken)
@@ -123,7 +123,7 @@ func TestRecordHoldsEverything(t *testing.T) {
 func TestBodyThatEndsWellKeepsItsAnswersOutcome(t *testing.T) {
 	f, log := push(t)
 	i := f.Send(start, nil, "", "")
-	f.Answered(at(ms), nil, 503, bad)
+	f.Answered(at(ms), f.Attempts()-1, nil, 503, bad)
 	f.Ended(at(2*ms), i, fine)
 	require.Equal(t, bad, log.Calls()[0].Attempts[0].Outcome)
 	f.Ended(at(2*ms), 7, fine) // no such attempt
@@ -134,7 +134,7 @@ func TestRecordIsASnapshot(t *testing.T) {
 	f.Send(start, nil, "s1", "")
 	f.Refused("s2", "breaker", errOpen)
 	early := log.Calls()[0]
-	f.Answered(at(ms), nil, 503, bad)
+	f.Answered(at(ms), f.Attempts()-1, nil, 503, bad)
 	f.Send(at(ms), nil, "s3", "")
 	require.Len(t, early.Attempts, 1)
 	require.Zero(t, early.Attempts[0].Status)
@@ -167,7 +167,7 @@ func TestLogMayBeReadWhileCallsAreUnderWay(t *testing.T) {
 					f.Refused("s0", "breaker", errOpen)
 					f.Slept(ms)
 					i := f.Send(start, nil, "s1", "")
-					f.Answered(at(ms), nil, 200, fine)
+					f.Answered(at(ms), f.Attempts()-1, nil, 200, fine)
 					bodies.Go(func() { f.Ended(at(2*ms), i, fine) })
 				}
 				f.SetCache("miss")
@@ -204,7 +204,7 @@ func TestInnermostLogTakesTheCall(t *testing.T) {
 func TestFinishedIsAnEvent(t *testing.T) {
 	f, _ := push(t)
 	f.Send(start, nil, "", "10.0.0.1:80")
-	f.Answered(at(ms), nil, 200, fine)
+	f.Answered(at(ms), f.Attempts()-1, nil, 200, fine)
 	f.Finish(at(ms), 200, nil)
 	e := call.Finished{Record: f.Record()}
 	require.Equal(t, "call.finished", e.EventName())

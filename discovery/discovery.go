@@ -42,8 +42,8 @@ import (
 // Endpoint is the address of one instance of a service. It is a value: those
 // in a [Set] must not be changed, including what its slices and maps refer to.
 type Endpoint struct {
-	// ID is the instance's identity across updates, and what hashing hashes:
-	// a pod's name rather than its address. Default: Addr.
+	// ID is the instance's identity across updates: a pod's name rather than
+	// its address. Default: Addr.
 	ID string `json:"id,omitempty"`
 	// Addr is host:port, or unix:/path. Where the port is missing it is filled
 	// in from the scheme of the call: 80 for http, 443 for https. Required.
@@ -63,7 +63,8 @@ type Endpoint struct {
 	// Priority orders groups of endpoints: 0 is used first, 1 when 0 is
 	// unwell, and so on. Default: 0.
 	Priority int `json:"priority,omitempty"`
-	// Region and Zone say where the instance runs. Default: unknown.
+	// Region and Zone say where the instance runs, for policies and filters of
+	// the user's. Default: unknown.
 	Region string `json:"region,omitempty"`
 	Zone   string `json:"zone,omitempty"`
 	// Metadata is whatever the source knows besides. Default: none.

@@ -3,12 +3,13 @@ package limit
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/backstay/backstay/internal/inherit"
 )
 
 // ConcurrencyConfig configures a [Concurrency].
@@ -19,17 +20,17 @@ type ConcurrencyConfig struct {
 	// Max is how many calls may be under way. Negative is no limit.
 	// Default: 1,000.
 	Max int `json:"max,omitempty"`
-	// Queue is how many more may wait for their turn.
+	// Queue is how many more may wait for their turn. Negative is none.
 	// Default: 0, none waits.
 	Queue int `json:"queue,omitempty"`
 	// MaxWait is how long a call waits before it is refused. Negative is as long
 	// as its context lasts.
-	// Default: 1 s.
+	// Default: 1s.
 	MaxWait time.Duration `json:"maxWait,omitempty"`
-	// UntilHeaders makes the HTTP layer take a call for over when its response's
-	// headers have come. Otherwise it is over at the end of the body.
-	// Default: false.
-	UntilHeaders bool `json:"untilHeaders,omitempty"`
+	// UntilHeaders is On to make the HTTP layer take a call for over when its
+	// response's headers have come. Otherwise it is over at the end of the body.
+	// Default: Off.
+	UntilHeaders Switch `json:"untilHeaders,omitempty"`
 }
 
 func (c *ConcurrencyConfig) resolve() (*ConcurrencyConfig, error) {
@@ -41,12 +42,12 @@ func (c *ConcurrencyConfig) resolve() (*ConcurrencyConfig, error) {
 	if r.Max < 0 {
 		r.Max = math.MaxInt
 	}
+	r.Queue = inherit.Or(r.Queue, 0)
 	r.MaxWait = cmp.Or(r.MaxWait, time.Second)
-	var errs []error
-	if r.Queue < 0 {
-		errs = append(errs, fmt.Errorf("limit: Queue is %d, want >= 0", r.Queue))
+	if !r.UntilHeaders.Valid() {
+		return nil, fmt.Errorf("limit: UntilHeaders is %d, want On or Off", r.UntilHeaders)
 	}
-	return &r, errors.Join(errs...)
+	return &r, nil
 }
 
 // Concurrency bounds how many calls are under way: a bulkhead. All methods may

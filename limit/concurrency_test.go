@@ -68,9 +68,14 @@ func TestConcurrencyConfigEdges(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, fill(t, c), 1000)
 
-	c, err = limit.NewConcurrency(&limit.ConcurrencyConfig{Queue: -1})
-	require.EqualError(t, err, "limit: Queue is -1, want >= 0")
+	c, err = limit.NewConcurrency(&limit.ConcurrencyConfig{UntilHeaders: 7})
+	require.EqualError(t, err, "limit: UntilHeaders is 7, want On or Off")
 	require.Nil(t, c)
+
+	c = newConcurrency(t, limit.ConcurrencyConfig{Max: 1, Queue: -1})
+	fill(t, c)
+	_, err = c.Acquire(t.Context())
+	require.ErrorIs(t, err, limit.ErrFull, "a negative queue is none")
 
 	c = newConcurrency(t, limit.ConcurrencyConfig{Max: -1})
 	for range 10_000 {
@@ -299,7 +304,7 @@ func TestUpdateAdmitsThoseWhoWaitWhenThereIsMoreRoom(t *testing.T) {
 		}
 		synctest.Wait()
 		require.Empty(t, admitted)
-		require.Error(t, c.Update(&limit.ConcurrencyConfig{Queue: -1}))
+		require.Error(t, c.Update(&limit.ConcurrencyConfig{UntilHeaders: 7}))
 		require.NoError(t, c.Update(&limit.ConcurrencyConfig{Max: 3, Queue: 10}))
 		synctest.Wait()
 		require.Len(t, admitted, 2)

@@ -32,7 +32,7 @@ func (e *RateError) Error() string {
 }
 
 // Is matches ErrLimited, and context.DeadlineExceeded if the context would have
-// ended before the wait and RateConfig.AsDeadline is set.
+// ended before the wait and RateConfig.AsDeadline is On.
 func (e *RateError) Is(target error) bool {
 	return target == ErrLimited || e.deadline && target == context.DeadlineExceeded
 }

@@ -73,7 +73,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 
 	resp, err := t.Forward(req, f)
 	if resp == nil || resp.Body == nil || resp.Body == http.NoBody ||
-		lease.c == nil || lease.c.set.Load().UntilHeaders {
+		lease.c == nil || lease.c.set.Load().UntilHeaders == On {
 		return resp, err
 	}
 	b := &body{ReadCloser: resp.Body}

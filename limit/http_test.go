@@ -143,12 +143,21 @@ func TestACallIsUnderWayUntilItsBodyEnds(t *testing.T) {
 }
 
 func TestACallMayEndWithItsHeaders(t *testing.T) {
-	c := newConcurrency(t, limit.ConcurrencyConfig{Max: 1, UntilHeaders: true})
+	c := newConcurrency(t, limit.ConcurrencyConfig{Max: 1, UntilHeaders: limit.On})
 	resp, err := c.Layer(tripper(ok)).RoundTrip(get(t, t.Context()))
 	require.NoError(t, err)
 	require.Zero(t, c.InFlight())
 	_, err = io.ReadAll(resp.Body)
 	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Zero(t, c.InFlight())
+}
+
+func TestOffIsNotUntilHeaders(t *testing.T) {
+	c := newConcurrency(t, limit.ConcurrencyConfig{Max: 1, UntilHeaders: limit.Off})
+	resp, err := c.Layer(tripper(ok)).RoundTrip(get(t, t.Context()))
+	require.NoError(t, err)
+	require.Equal(t, 1, c.InFlight())
 	require.NoError(t, resp.Body.Close())
 	require.Zero(t, c.InFlight())
 }

@@ -19,8 +19,8 @@ type RateConfig struct {
 	// Key names what is limited, in errors.
 	// Default: none.
 	Key string `json:"key,omitempty"`
-	// Limit is how many calls may begin in a second, on average. It must be
-	// given. Negative, or math.Inf(1), is no limit.
+	// Limit is how many calls may begin in a second, on average: a finite number.
+	// It must be given. Negative is no limit.
 	// Default: none.
 	Limit float64 `json:"limit,omitempty"`
 	// Burst is how many may begin at once after a pause.
@@ -28,13 +28,13 @@ type RateConfig struct {
 	Burst int `json:"burst,omitempty"`
 	// MaxWait is how long Wait and the layer let a call wait for its turn. A call
 	// that would have to wait longer is refused at once. Negative is as long as
-	// its context lasts.
+	// its context lasts. 1ns lets none wait where 0 would inherit another value.
 	// Default: 0, none waits.
 	MaxWait time.Duration `json:"maxWait,omitempty"`
-	// AsDeadline makes the refusal of a call whose context would end before its
-	// turn match context.DeadlineExceeded besides ErrLimited.
-	// Default: false.
-	AsDeadline bool `json:"asDeadline,omitempty"`
+	// AsDeadline is On to make the refusal of a call whose context would end
+	// before its turn match context.DeadlineExceeded besides ErrLimited.
+	// Default: Off.
+	AsDeadline Switch `json:"asDeadline,omitempty"`
 }
 
 func (c *RateConfig) resolve() (*RateConfig, error) {
@@ -44,6 +44,8 @@ func (c *RateConfig) resolve() (*RateConfig, error) {
 	}
 	var errs []error
 	switch {
+	case math.IsInf(r.Limit, 0):
+		errs = append(errs, fmt.Errorf("limit: Limit is %v, want a finite number, negative for no limit", r.Limit))
 	case r.Limit < 0:
 		r.Limit = math.Inf(1)
 	case !(r.Limit > 0):
@@ -54,6 +56,9 @@ func (c *RateConfig) resolve() (*RateConfig, error) {
 	}
 	if r.Burst < 0 {
 		errs = append(errs, fmt.Errorf("limit: Burst is %d, want >= 1", r.Burst))
+	}
+	if !r.AsDeadline.Valid() {
+		errs = append(errs, fmt.Errorf("limit: AsDeadline is %d, want On or Off", r.AsDeadline))
 	}
 	return &r, errors.Join(errs...)
 }
@@ -157,13 +162,42 @@ func (r *Rate) enter(ctx context.Context) (*list.Element, error) {
 	if r.line.Len() == 0 && r.bucket.AllowN(now, 1) {
 		return nil, nil
 	}
-	delay := r.delay(now, r.line.Len())
+	if err := r.refusal(ctx, now, r.delay(now, r.line.Len())); err != nil {
+		return nil, err
+	}
+	return r.line.PushBack(&turn{look: make(chan struct{}, 1)}), nil
+}
+
+// refusal is the error for a call that would have to wait too long.
+func (r *Rate) refusal(ctx context.Context, now time.Time, delay time.Duration) error {
 	deadline, bounded := ctx.Deadline()
 	late := bounded && deadline.Sub(now) < delay
 	if late || r.set.MaxWait >= 0 && delay > r.set.MaxWait {
-		return nil, &RateError{Key: r.key, RetryAfter: delay, deadline: late && r.set.AsDeadline}
+		return &RateError{Key: r.key, RetryAfter: delay, deadline: late && r.set.AsDeadline == On}
 	}
-	return r.line.PushBack(&turn{look: make(chan struct{}, 1)}), nil
+	return nil
+}
+
+// Reserve takes the token that Wait would take, without waiting for it: it
+// returns how long Wait would have waited, or at once what Wait would have
+// returned at once; then no token was taken. A token that is reserved cannot be
+// given back, an Update forgets it, and those who Wait come after it.
+func (r *Rate) Reserve(ctx context.Context) (time.Duration, error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.forward(clock.Now())
+	if r.bucket.AllowN(now, 1) {
+		return 0, nil
+	}
+	delay := r.delay(now, 0)
+	if err := r.refusal(ctx, now, delay); err != nil {
+		return 0, err
+	}
+	r.bucket.ReserveN(now, 1)
+	return delay, nil
 }
 
 // advance takes a token for the first in the line, or returns how long until

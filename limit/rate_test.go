@@ -3,6 +3,7 @@ package limit_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"sync"
 	"testing"
@@ -106,6 +107,9 @@ func TestRateConfigEdges(t *testing.T) {
 		"zero":            {&limit.RateConfig{Burst: 1}, "limit: Limit is 0, want > 0, or negative for no limit"},
 		"not a number":    {&limit.RateConfig{Limit: math.NaN()}, "limit: Limit is NaN, want > 0, or negative for no limit"},
 		"negative burst":  {&limit.RateConfig{Limit: 1, Burst: -1}, "limit: Burst is -1, want >= 1"},
+		"infinite":        {&limit.RateConfig{Limit: math.Inf(1)}, "limit: Limit is +Inf, want a finite number, negative for no limit"},
+		"minus infinite":  {&limit.RateConfig{Limit: math.Inf(-1)}, "limit: Limit is -Inf, want a finite number, negative for no limit"},
+		"as deadline":     {&limit.RateConfig{Limit: 1, AsDeadline: 7}, "limit: AsDeadline is 7, want On or Off"},
 		"several at once": {&limit.RateConfig{Burst: -1}, "limit: Limit is 0, want > 0, or negative for no limit\nlimit: Burst is -1, want >= 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -114,16 +118,22 @@ func TestRateConfigEdges(t *testing.T) {
 			require.Nil(t, r)
 		})
 	}
-	for name, l := range map[string]float64{"negative": -1, "infinite": math.Inf(1)} {
-		t.Run(name+" is no limit", func(t *testing.T) {
-			r := newRate(t, limit.RateConfig{Limit: l})
-			now := time.Now()
-			for range 10_000 {
-				require.NoError(t, r.Allow(now))
-			}
-			require.NoError(t, r.Wait(t.Context()))
-		})
-	}
+	t.Run("negative is no limit", func(t *testing.T) {
+		r := newRate(t, limit.RateConfig{Limit: -1})
+		now := time.Now()
+		for range 10_000 {
+			require.NoError(t, r.Allow(now))
+		}
+		require.NoError(t, r.Wait(t.Context()))
+		delay, err := r.Reserve(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, delay)
+	})
+	t.Run("the shortest wait lets none wait", func(t *testing.T) {
+		r := newRate(t, limit.RateConfig{Limit: 1, MaxWait: 1})
+		require.NoError(t, r.Wait(t.Context()))
+		require.ErrorIs(t, r.Wait(t.Context()), limit.ErrLimited)
+	})
 	t.Run("the default burst is the limit rounded up", func(t *testing.T) {
 		for l, burst := range map[float64]int{0.01: 1, 1: 1, 2.5: 3, 100: 100} {
 			r := newRate(t, limit.RateConfig{Limit: l})
@@ -171,7 +181,7 @@ func TestWaitRefusesAtOnceWhatWouldWaitTooLong(t *testing.T) {
 
 func TestWaitRefusesAtOnceWhatWouldPassTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, as := range []bool{false, true} {
+		for _, as := range []limit.Switch{limit.Inherit, limit.On, limit.Off} {
 			r := newRate(t, limit.RateConfig{Limit: 1, MaxWait: -1, AsDeadline: as})
 			require.NoError(t, r.Wait(t.Context()))
 			ctx, cancel := context.WithTimeout(t.Context(), 999*time.Millisecond)
@@ -180,7 +190,7 @@ func TestWaitRefusesAtOnceWhatWouldPassTheDeadline(t *testing.T) {
 			err := r.Wait(ctx)
 			require.Zero(t, time.Since(start))
 			require.ErrorIs(t, err, limit.ErrLimited)
-			require.Equal(t, as, errors.Is(err, context.DeadlineExceeded))
+			require.Equal(t, as == limit.On, errors.Is(err, context.DeadlineExceeded))
 			require.Equal(t, outcome.Neutral, outcome.Of(err).Class)
 
 			enough, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -188,6 +198,44 @@ func TestWaitRefusesAtOnceWhatWouldPassTheDeadline(t *testing.T) {
 			require.NoError(t, r.Wait(enough), "who was refused has taken nothing")
 		}
 	})
+}
+
+// Reserve answers each of a number of callers as Wait would if all came at once.
+func TestReserveTellsWhatWaitWouldDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, maxWait := range []time.Duration{0, 1, 2 * time.Second, -1} {
+			cfg := limit.RateConfig{Key: "orders", Limit: 1, Burst: 2, MaxWait: maxWait}
+			waiting, reserving := newRate(t, cfg), newRate(t, cfg)
+			for round := range 2 {
+				start := time.Now()
+				var wg sync.WaitGroup
+				for range 6 {
+					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+					delay, reserved := reserving.Reserve(ctx)
+					wg.Go(func() {
+						defer cancel()
+						waited := waiting.Wait(ctx)
+						if fmt.Sprint(waited) != fmt.Sprint(reserved) || time.Since(start) != delay {
+							t.Errorf("round %d with MaxWait %v: %v after %v, reserved %v after %v",
+								round, maxWait, waited, time.Since(start), reserved, delay)
+						}
+					})
+					synctest.Wait()
+				}
+				wg.Wait()
+			}
+		}
+	})
+}
+
+func TestReserveOfAnEndedContextTakesNoToken(t *testing.T) {
+	r := newRate(t, limit.RateConfig{Limit: 1})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("enough")
+	cancel(cause)
+	_, err := r.Reserve(ctx)
+	require.Equal(t, cause, err)
+	require.NoError(t, r.Allow(time.Time{}))
 }
 
 func TestAPreCancelledWaitTakesNoToken(t *testing.T) {

@@ -120,7 +120,7 @@ func TestConcurrencyLayerIsATransport(t *testing.T) {
 	for name, cfg := range map[string]limit.ConcurrencyConfig{
 		"admitting":     {},
 		"without limit": {Max: -1},
-		"until headers": {UntilHeaders: true},
+		"until headers": {UntilHeaders: limit.On},
 	} {
 		t.Run(name, func(t *testing.T) {
 			backstaytest.TestTransport(t, func(next http.RoundTripper) http.RoundTripper {

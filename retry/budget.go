@@ -37,11 +37,11 @@ const (
 	forever = 1000 * time.Hour
 )
 
-// Budget bounds the extra attempts of retries and hedges to a share of the
-// calls, so that a service that fails is not asked for several times the load
-// that it cannot bear. It is Finagle's RetryBudget in integers: over any Window
-// that ends with an extra attempt, these are at most Ratio times the calls plus
-// PerSecond times the window's seconds.
+// Budget bounds the extra attempts of retries to a share of the calls, so that
+// a service that fails is not asked for several times the load that it cannot
+// bear. It is Finagle's RetryBudget in integers: over any Window that ends with
+// an extra attempt, these are at most Ratio times the calls plus PerSecond times
+// the window's seconds.
 //
 // An extra attempt is paid for before it waits, so that those waiting count,
 // and what is paid is not given back. All methods may be called concurrently;

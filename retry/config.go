@@ -49,10 +49,10 @@ type Config struct {
 	// hosts beyond, and one for Do and Run.
 	Budget *Budget `json:"-"`
 
-	// RetryNonIdempotent also repeats HTTP requests that may have been acted on
-	// although outcome.Idempotent does not hold for them.
-	// Default: false.
-	RetryNonIdempotent bool `json:"retryNonIdempotent,omitempty"`
+	// RetryNonIdempotent is On to repeat also HTTP requests that may have been
+	// acted on although outcome.Idempotent does not hold for them.
+	// Default: Off.
+	RetryNonIdempotent Switch `json:"retryNonIdempotent,omitempty"`
 	// Statuses are further HTTP statuses, from 400 to 599, that are tried again
 	// where that is allowed, such as 500.
 	// Default: none; outcome.HTTP knows 408, 429, 502, 503 and 504.
@@ -67,12 +67,12 @@ type Config struct {
 	// Default: 64 KiB and 50ms.
 	DrainLimit int           `json:"drainLimit,omitempty"`
 	DrainTime  time.Duration `json:"drainTime,omitempty"`
-	// BufferBody reads the responses to idempotent requests, up to 64 KiB,
-	// before it hands them on, so that a break in the body is tried again. The
-	// attempt's timeout then runs to the end of the body. It is not for
+	// BufferBody is On to read the responses to idempotent requests, up to 64
+	// KiB, before they are handed on, so that a break in the body is tried again.
+	// The attempt's timeout then runs to the end of the body. It is not for
 	// responses that stream.
-	// Default: false.
-	BufferBody bool `json:"bufferBody,omitempty"`
+	// Default: Off.
+	BufferBody Switch `json:"bufferBody,omitempty"`
 
 	// Classify judges what a function run by Do or Run returns. It is not
 	// called with nil.
@@ -108,6 +108,20 @@ type Backoff struct {
 	// Default: full jitter as above.
 	New func() backoff.BackOff `json:"-"`
 }
+
+// Switch is a setting that is on, off, or inherited from a wider scope, such as
+// by a route from its service; in JSON true, false, or left out.
+type Switch = inherit.Switch
+
+// What a [Switch] can be.
+const (
+	// Inherit leaves the choice to the next wider scope, where it ends as Off.
+	Inherit = inherit.Inherit
+	// On switches on.
+	On = inherit.On
+	// Off switches off what a wider scope has switched on.
+	Off = inherit.Off
+)
 
 const (
 	httpAttemptTimeout = 10 * time.Second // the default
@@ -154,6 +168,8 @@ func (c *Config) resolve() (*Config, error) {
 		fmt.Sprintf(">= Backoff.ThrottledBase (%v)", throttled))
 	check(r.Timeout == 0 || r.AttemptTimeout <= r.Timeout, "AttemptTimeout", r.AttemptTimeout,
 		fmt.Sprintf("<= Timeout (%v)", r.Timeout))
+	check(r.RetryNonIdempotent.Valid(), "RetryNonIdempotent", uint8(r.RetryNonIdempotent), "On or Off")
+	check(r.BufferBody.Valid(), "BufferBody", uint8(r.BufferBody), "On or Off")
 	for _, status := range r.Statuses {
 		check(status >= 400 && status <= 599, "Statuses", status, "from 400 to 599")
 	}

@@ -3,6 +3,7 @@ package retry_test
 import (
 	"encoding/json"
 	"math"
+	"net/http"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ func TestEveryDefaultIsValid(t *testing.T) {
 		{MaxAttempts: -1, MaxRetryAfter: -1, AttemptTimeout: -1, Timeout: -1},
 		{BodyLimit: -1, DrainLimit: -1, DrainTime: -1, Backoff: retry.Backoff{Base: -1, ThrottledBase: -1}},
 		{Statuses: []int{400, 500, 599}},
+		{RetryNonIdempotent: retry.Off, BufferBody: retry.On},
 	} {
 		_, err := retry.New(cfg)
 		require.NoError(t, err)
@@ -51,12 +53,30 @@ func TestInvalidConfigurationsNameFieldValueAndConstraint(t *testing.T) {
 			retry.Config{AttemptTimeout: 2 * time.Second, Timeout: time.Second},
 			"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
 		},
+		{retry.Config{RetryNonIdempotent: 7}, "retry: RetryNonIdempotent is 7, want On or Off"},
+		{retry.Config{BufferBody: 3}, "retry: BufferBody is 3, want On or Off"},
 		{retry.Config{Statuses: []int{500, 200}}, "retry: Statuses is 200, want from 400 to 599"},
 	} {
 		r, err := retry.New(&test.cfg)
 		require.EqualError(t, err, test.want)
 		require.Nil(t, r)
 	}
+}
+
+func TestOffSwitchesNothingOn(t *testing.T) {
+	r := newRetrier(t, eager(func(c *retry.Config) { c.RetryNonIdempotent, c.BufferBody = retry.Off, retry.Off }))
+	s, _ := answers(503, 200)
+	resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "POST", nil))
+	require.NoError(t, err)
+	require.Equal(t, 503, resp.StatusCode)
+	require.Equal(t, 1, s.attempts())
+
+	b := newBody("whatever")
+	resp, err = r.Layer(roundTripper(func(*http.Request) (*http.Response, error) { return response(200, b), nil })).
+		RoundTrip(newRequest(t, t.Context(), "GET", nil))
+	require.NoError(t, err)
+	require.Zero(t, b.reads.Load(), "the body is left to the caller")
+	require.Equal(t, "whatever", readAll(t, resp))
 }
 
 func TestAllConfigurationErrorsAreJoined(t *testing.T) {
@@ -85,8 +105,8 @@ func TestConstructorCopiesTheConfiguration(t *testing.T) {
 
 func TestDeclarativeFieldsHaveJSONNames(t *testing.T) {
 	var cfg retry.Config
-	require.NoError(t, json.Unmarshal([]byte(`{"maxAttempts":5,"statuses":[500],"backoff":{"base":7}}`), &cfg))
-	require.Equal(t, retry.Config{MaxAttempts: 5, Statuses: []int{500}, Backoff: retry.Backoff{Base: 7}}, cfg)
+	require.NoError(t, json.Unmarshal([]byte(`{"maxAttempts":5,"statuses":[500],"backoff":{"base":7},"bufferBody":false}`), &cfg))
+	require.Equal(t, retry.Config{BufferBody: retry.Off, MaxAttempts: 5, Statuses: []int{500}, Backoff: retry.Backoff{Base: 7}}, cfg)
 	text, err := json.Marshal(retry.Config{})
 	require.NoError(t, err)
 	require.JSONEq(t, `{}`, string(text))

@@ -28,11 +28,13 @@
 // # When
 //
 // A wait is drawn evenly between 0 and a bound that doubles from 50 ms to 2 s
-// ("full jitter"), also after a connection could not be made: there may be just
-// one node. If the server names a time (Retry-After on 429 and 503), the wait is
-// that time and up to a tenth more, or a second. A wait that the context's
-// deadline or the call's timeout would cut short is not begun: the caller gets
-// what there is at once.
+// ("full jitter"). There is none when nothing was sent and a balancer below has
+// another node left, one that this call has not tried: to wait would spare nobody
+// anything. With one node, or without a balancer, a connection that could not be
+// made is waited for like everything else. If the server names a time (Retry-After
+// on 429 and 503), the wait is that time and up to a tenth more, or a second. A
+// wait that the context's deadline or the call's timeout would cut short is not
+// begun: the caller gets what there is at once.
 //
 // # How often
 //

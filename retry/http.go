@@ -69,7 +69,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	}
 	c := exchange{
 		series: series{cfg: cfg}, t: t, req: req, ctx: ctx, frame: f,
-		repeatable: cfg.RetryNonIdempotent || outcome.Idempotent(req),
+		repeatable: cfg.RetryNonIdempotent == On || outcome.Idempotent(req),
 	}
 	start := f.Start()
 	if start.IsZero() {
@@ -78,12 +78,16 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	c.limits = cfg.limits(start, cfg.httpAttemptTimeout())
 	if d := f.Deadline(); !d.IsZero() && (c.limits.Deadline.IsZero() || d.Before(c.limits.Deadline)) {
 		c.deadline = d // whoever set it enforces it
+		if t.Strange() {
+			// But not on a stranger on the way there, who may wait, too.
+			c.limits.Deadline, c.limits.Call = d, d.Sub(start)
+		}
 	} else {
 		c.deadline = c.limits.Deadline
 		f.SetDeadline(c.deadline)
 	}
 	c.deadline = nearest(ctx, c.deadline)
-	c.watched = c.limits.Attempt > 0 || cfg.Timeout > 0 || cfg.BufferBody || f.Watched() != nil
+	c.watched = c.limits.Attempt > 0 || !c.limits.Deadline.IsZero() || cfg.BufferBody == On || f.Watched() != nil
 	c.budget = t.r.budgets.get(c.subject().service)
 	c.budget.Deposit(start)
 	return c.run()

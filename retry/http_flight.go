@@ -131,9 +131,9 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 	}
 	i := c.frame.Send(start, nil, "", "")
 	if a.resp != nil {
-		c.frame.Answered(now, a.resp, a.resp.StatusCode, a.o)
+		c.frame.Answered(now, i, a.resp, a.resp.StatusCode, a.o)
 	} else {
-		c.frame.Answered(now, nil, 0, a.o)
+		c.frame.Answered(now, i, nil, 0, a.o)
 	}
 	if fl != nil {
 		fl.frame, fl.index = c.frame.Watched(), i
@@ -142,7 +142,7 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 
 // land settles what the flight's bounds and bodies have to say to its answer.
 func (c *exchange) land(fl *flight, a *answer) {
-	if a.err == nil && c.cfg.BufferBody && c.repeatable {
+	if a.err == nil && c.cfg.BufferBody == On && c.repeatable {
 		a.err = buffer(a.resp)
 	}
 	if a.err == nil {

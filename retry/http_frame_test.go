@@ -81,10 +81,10 @@ func (l *inner) RoundTrip(req *http.Request) (*http.Response, error) {
 	o := l.outcome
 	if err != nil {
 		o.Err = err
-		f.Answered(time.Now(), nil, 0, o)
+		f.Answered(time.Now(), f.Attempts()-1, nil, 0, o)
 		return nil, err
 	}
-	f.Answered(time.Now(), resp, resp.StatusCode, o)
+	f.Answered(time.Now(), f.Attempts()-1, resp, resp.StatusCode, o)
 	return resp, nil
 }
 

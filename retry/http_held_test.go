@@ -41,7 +41,7 @@ func TestLastResponseIsReturnedReadableWithoutAnError(t *testing.T) {
 
 func TestBodilessResponsesDoNotPanic(t *testing.T) {
 	for _, none := range []io.ReadCloser{nil, http.NoBody} {
-		for _, cfg := range []*retry.Config{eager(), eager(func(c *retry.Config) { c.BufferBody, c.AttemptTimeout = true, -1 })} {
+		for _, cfg := range []*retry.Config{eager(), eager(func(c *retry.Config) { c.BufferBody, c.AttemptTimeout = retry.On, -1 })} {
 			s := &script{steps: []func(*http.Request) (*http.Response, error){
 				func(*http.Request) (*http.Response, error) { return response(503, none), nil },
 			}}
@@ -242,7 +242,7 @@ func TestSlowFailedResponseStreamsOnWhenGivenBack(t *testing.T) {
 }
 
 func TestBufferedBodyThatBreaksIsTriedAgain(t *testing.T) {
-	r := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = true }))
+	r := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = retry.On }))
 	broken := newBody("")
 	broken.Reader = io.MultiReader(strings.NewReader("ha"), failingReader{})
 	s := &script{steps: []func(*http.Request) (*http.Response, error){
@@ -267,7 +267,7 @@ func TestBufferedBodyThatBreaksIsTriedAgain(t *testing.T) {
 }
 
 func TestBufferedBodyBeyondTheLimitIsStreamedIntact(t *testing.T) {
-	r := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = true }))
+	r := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = retry.On }))
 	for _, size := range []int{0, 1, 64<<10 - 1, 64 << 10, 64<<10 + 1, 200 << 10} {
 		want := bytes.Repeat([]byte("0123456789"), size/10+1)[:size]
 		b := newBody(string(want))
@@ -307,7 +307,7 @@ func TestStalledBufferedBodyIsAnAttemptTimeout(t *testing.T) {
 			})}), nil
 		})
 		begin := time.Now()
-		resp, err := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = true })).Layer(next).
+		resp, err := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = retry.On })).Layer(next).
 			RoundTrip(newRequest(t, t.Context(), "GET", nil))
 		require.NoError(t, err)
 		require.Equal(t, "ok", readAll(t, resp))

@@ -149,7 +149,7 @@ func TestUpgradedConnectionStaysWritable(t *testing.T) {
 	require.NoError(t, err)
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "echo")
-	client := &http.Client{Transport: newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = true })).Layer(server.Client().Transport)}
+	client := &http.Client{Transport: newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = retry.On })).Layer(server.Client().Transport)}
 	resp, err := client.Do(req)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusSwitchingProtocols, resp.StatusCode)
@@ -382,7 +382,7 @@ func TestTerminalErrorsAreNotTriedAgain(t *testing.T) {
 			req, err := http.NewRequestWithContext(t.Context(), "GET", server.URL, nil)
 			require.NoError(t, err)
 			change(req)
-			resp, err := newRetrier(t, eager(func(c *retry.Config) { c.RetryNonIdempotent = true })).Layer(next).RoundTrip(req)
+			resp, err := newRetrier(t, eager(func(c *retry.Config) { c.RetryNonIdempotent = retry.On })).Layer(next).RoundTrip(req)
 			require.Error(t, err)
 			require.Nil(t, resp)
 			require.Equal(t, 1, attempts, "%v", err)
@@ -435,7 +435,7 @@ func TestBrokenDownloadReachesTheCallerOnce(t *testing.T) {
 		require.EqualValues(t, 1, n.Load(), "a call is over when its headers are handed on")
 
 		n.Store(0)
-		buffering := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = true }))
+		buffering := newRetrier(t, eager(func(c *retry.Config) { c.BufferBody = retry.On }))
 		_, err = (&http.Client{Transport: buffering.Layer(base)}).Get(server.URL)
 		require.Error(t, err)
 		require.EqualValues(t, 3, n.Load())

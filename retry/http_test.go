@@ -61,7 +61,7 @@ func TestWhatIsTriedAgainByStatusAndMethod(t *testing.T) {
 
 func TestNonIdempotentRequestsAreRepeatedOnlyWhereAllowed(t *testing.T) {
 	s, _ := answers(503, 200)
-	r := newRetrier(t, eager(func(c *retry.Config) { c.RetryNonIdempotent = true }))
+	r := newRetrier(t, eager(func(c *retry.Config) { c.RetryNonIdempotent = retry.On }))
 	resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "POST", strings.NewReader("x")))
 	require.NoError(t, err)
 	require.Equal(t, 200, resp.StatusCode)

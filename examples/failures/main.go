@@ -141,7 +141,7 @@ func (st *stage) next(n int) {
 // favourite returns the server that a lone caller's next call goes to: the one
 // that has been the faster.
 func (st *stage) favourite() *server {
-	st.quietly(20)
+	st.quietly(500)
 	if sent, _ := st.quietly(1); sent["a"] > 0 {
 		return st.a
 	}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/limit"
+	"github.com/backstay/backstay/retry"
 )
 
 // scene is one thing that goes wrong.
@@ -43,9 +45,11 @@ func scenes() []scene {
 		{"A body breaks", bodyBreaks},
 		{"A call that must not be repeated", notIdempotent},
 		{"The whole service is dead", allDead},
+		{"The retry budget is used up", budgetUsedUp},
 		{"Throttling", throttling},
 		{"The caller's deadline", deadline},
 		{"A limit of ours", limited},
+		{"All nodes are full", allFull},
 		{"DNS is down", dnsDown},
 		{"The registry is down", registryDown},
 		{"A deployment", deployment},
@@ -125,6 +129,23 @@ func allDead(ctx context.Context) error {
 	return nil
 }
 
+func budgetUsedUp(ctx context.Context) error {
+	st, err := newStage(func(_ *stage, orders *backstay.Service) {
+		orders.Budget = retry.BudgetConfig{PerSecond: 1} // with 10 it would take a while
+		orders.Breaker = breaker.Config{FailureRate: -1} // they are another scene
+	})
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	unavailable := answers(http.StatusServiceUnavailable)
+	st.a.is(unavailable)
+	st.b.is(unavailable)
+	st.next(20)
+	st.get(ctx)
+	return nil
+}
+
 func throttling(ctx context.Context) error {
 	st, err := newStage(nil)
 	if err != nil {
@@ -180,6 +201,24 @@ func limited(ctx context.Context) error {
 	defer st.close()
 	st.get(ctx)
 	st.get(ctx)
+	return nil
+}
+
+func allFull(ctx context.Context) error {
+	st, err := newStage(func(_ *stage, orders *backstay.Service) { orders.NodeConcurrency = 1 })
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	st.a.is(slow)
+	st.b.is(slow)
+	var busy sync.WaitGroup
+	for range 2 {
+		busy.Go(func() { st.quietly(1) })
+	}
+	pause(ctx, 50*time.Millisecond)
+	st.get(ctx)
+	busy.Wait()
 	return nil
 }
 

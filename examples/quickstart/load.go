@@ -109,8 +109,8 @@ func (r *result) call(client *http.Client, n int) {
 // tally is what a client did in a phase.
 type tally struct {
 	retries int
-	sent    map[string]int // attempts by server
-	changes []string       // of servers' states
+	sent    map[string]int // attempts by server, since something happened
+	changes []string       // of the list of servers, and of their states
 }
 
 // counts is the tally of the present phase. It is an event.Observer.
@@ -129,10 +129,10 @@ func (c *counts) Observe(_ context.Context, e event.Event) {
 		for _, a := range e.Record.Attempts {
 			c.tally.count(a.Node)
 		}
-	case balancer.NodeChanged:
+	case balancer.NodeChanged: // its breaker opens or closes, it drains, it is gone
 		c.tally.changes = append(c.tally.changes, e.Node+" "+e.From.String()+" → "+e.To.String())
 	case balancer.NodesChanged:
-		if len(e.Added) < e.Total { // and not the first set
+		if n := len(e.Added); n > 0 && n < e.Total { // and not the first set
 			c.tally.changes = append(c.tally.changes, strings.Join(e.Added, ", ")+" joined")
 		}
 	}
@@ -145,6 +145,13 @@ func (c *counts) take() tally {
 	taken := c.tally
 	c.tally = tally{}
 	return taken
+}
+
+// forget has the attempts counted by server from now on.
+func (c *counts) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tally.sent = nil
 }
 
 func (t *tally) count(server string) {

@@ -4,7 +4,7 @@
 //
 //	go run ./examples/quickstart
 //
-// Everything happens in this process, on loopback. It takes about 15 seconds and
+// Everything happens in this process, on loopback. It takes about 14 seconds and
 // ends with status 1 if Backstay has lost a call. main.go says what happens,
 // server.go has the servers, load.go the callers, report.go the tables.
 package main
@@ -15,13 +15,14 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/backstay/backstay"
 )
 
 const (
-	length = 2500 * time.Millisecond // of a phase
+	length = 2200 * time.Millisecond // of a phase
 	quiet  = 300 * time.Millisecond  // into a phase before something happens
 )
 
@@ -49,6 +50,13 @@ func phases() []phase {
 		}},
 		{"D is back on its old port, E joins", func(f *fleet) error {
 			return errors.Join(f.server("D").start(), f.join("E"))
+		}},
+		{"A drains, leaves the list and stops", func(f *fleet) error {
+			a := f.server("A")
+			f.drain(a)
+			pause(context.Background(), 2*quiet)
+			f.leave(a)
+			return a.kill()
 		}},
 	}
 }
@@ -90,23 +98,39 @@ func run(ctx context.Context) (lost int, err error) {
 		{name: "Backstay", client: client.Client, counts: seen},
 		{name: "in turn", client: &http.Client{Transport: turns}, counts: &turns.counts},
 	}
+	total := []result{{name: sides[0].name}, {name: sides[1].name}}
 	printIntroduction()
 	for i, p := range phases() {
 		results := make([]result, len(sides))
 		wait := load(ctx, sides, results)
 		pause(ctx, quiet)
+		names := servers.names()
 		if p.change != nil {
+			for _, s := range sides {
+				s.counts.forget()
+			}
 			if err := p.change(servers); err != nil {
 				return lost, err
 			}
 		}
 		pause(ctx, length-quiet)
 		wait()
-		printPhase(i+1, p.title, servers.names(), results)
+		printPhase(i+1, p.title, union(names, servers.names()), results)
+		for i, r := range results {
+			total[i].calls += r.calls
+			total[i].failures += r.failures
+		}
 		lost += results[0].lost
 	}
-	printEnd(lost)
+	printEnd(total, lost)
 	return lost, nil
+}
+
+// union returns what is in a or b.
+func union(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // pause waits for d, or until ctx ends.

@@ -9,7 +9,8 @@ import (
 func printIntroduction() {
 	fmt.Printf(`Four servers on loopback answer in 2 to 8 ms. %d callers use Backstay with its defaults, and, at
 the same time, as many a plain http.Client that takes the servers in turn. All calls are GETs and
-PUTs, which may be repeated. Under the servers' names stands how the attempts were shared out.
+PUTs, which may be repeated. Under the servers' names stands how the attempts were shared out, from
+the moment on at which something changes.
 `, callers)
 }
 
@@ -18,28 +19,32 @@ func printPhase(number int, title string, servers []string, results []result) {
 	fmt.Printf("\n%d. %s\n\n", number, title)
 	fmt.Printf("   %-9s %7s %9s %8s %8s %8s   ", "", "calls", "failures", "retries", "p50", "p99")
 	for _, name := range servers {
-		fmt.Printf(" %5s", name)
+		fmt.Printf(" %6s", name)
 	}
 	fmt.Println()
 	for _, r := range results {
 		fmt.Printf("   %-9s %7d %9d %8d %8s %8s   ", r.name, r.calls, r.failures, r.retries,
 			r.percentile(50), r.percentile(99))
 		for _, name := range servers {
-			fmt.Printf(" %4.0f%%", r.share(name))
+			fmt.Printf(" %5.1f%%", r.share(name))
 		}
 		fmt.Println()
 	}
-	if changes := results[0].changes; len(changes) > 0 {
-		fmt.Printf("   Backstay's events: %s\n", strings.Join(changes, ", "))
+	changes := "none"
+	if len(results[0].changes) > 0 {
+		changes = strings.Join(results[0].changes, ", ")
 	}
+	fmt.Printf("   changes of nodes: %s\n", changes)
 }
 
-func printEnd(lost int) {
-	if lost == 0 {
-		fmt.Print("\nBackstay's callers lost no call.\n")
-		return
+func printEnd(total []result, lost int) {
+	fmt.Println()
+	for _, r := range total {
+		fmt.Printf("%s: %d of %d calls failed.\n", r.name, r.failures, r.calls)
 	}
-	fmt.Printf("\nBackstay's callers lost %d calls.\n", lost)
+	if lost > 0 {
+		fmt.Printf("Backstay has lost %d calls that could have been repeated.\n", lost)
+	}
 }
 
 // percentile returns the time within which p percent of the calls were over.

@@ -21,6 +21,7 @@ type server struct {
 	name          string
 	addr          string
 	slow, failing atomic.Bool
+	draining      atomic.Bool // says the list
 
 	mu   sync.Mutex
 	http *http.Server // nil while it is dead
@@ -63,7 +64,7 @@ func (s *server) kill() error {
 }
 
 // fleet is all servers. It is a discovery.Resolver: whoever watches it gets the
-// list at once, and again when somebody has joined.
+// list at once, and again when it has changed.
 type fleet struct {
 	mu      sync.Mutex
 	servers []*server
@@ -87,12 +88,26 @@ func (f *fleet) join(name string) error {
 	if err := s.start(); err != nil {
 		return err
 	}
+	f.change(func() { f.servers = append(f.servers, s) })
+	return nil
+}
+
+// drain lists a server as one that is about to go.
+func (f *fleet) drain(s *server) { f.change(func() { s.draining.Store(true) }) }
+
+// leave takes a server off the list.
+func (f *fleet) leave(s *server) {
+	f.change(func() {
+		f.servers = slices.DeleteFunc(f.servers, func(other *server) bool { return other == s })
+	})
+}
+
+func (f *fleet) change(list func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.servers = append(f.servers, s)
+	list()
 	close(f.changed)
 	f.changed = make(chan struct{})
-	return nil
 }
 
 // list returns the servers, and a channel that is closed when there are others.
@@ -109,7 +124,9 @@ func (f *fleet) Watch(ctx context.Context, _ string) iter.Seq2[discovery.Set, er
 			servers, changed := f.list()
 			var set discovery.Set
 			for _, s := range servers {
-				set.Endpoints = append(set.Endpoints, discovery.Endpoint{ID: s.name, Addr: s.addr})
+				set.Endpoints = append(set.Endpoints, discovery.Endpoint{
+					ID: s.name, Addr: s.addr, Draining: s.draining.Load(),
+				})
 			}
 			if !yield(set, nil) {
 				return

@@ -37,6 +37,10 @@ func To(next http.RoundTripper) Down {
 	return d
 }
 
+// Strange reports whether a layer of somebody else's is next, and no
+// *http.Transport.
+func (d *Down) Strange() bool { return d.framed == nil && !d.last }
+
 // Forward hands a request and its frame down. The layer below has to belong to
 // the chain of the frame if it is one of ours.
 func (d *Down) Forward(req *http.Request, f *call.Frame) (*http.Response, error) {
@@ -72,6 +76,12 @@ func (b *Base) Around(self Framed, next http.RoundTripper) http.RoundTripper {
 	b.Down, b.self = To(next), self
 	b.chain = call.ChainOf(self)
 	return self
+}
+
+// Know adds members to the layer's chain: those that are below a stranger, who does
+// not say what he wraps.
+func (b *Base) Know(members ...any) {
+	b.chain = call.NewChain(append(b.chain.Members(), members...)...)
 }
 
 // Unwrap returns the RoundTripper that the layer is around.
