@@ -343,7 +343,7 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		// on failing.
 		x.End()
 		x.lease.Done(clock.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
-		closeResponse(resp)
+		layer.CloseResponse(resp)
 	}()
 
 	limits := attempt.Limits{Attempt: x.frame.AttemptTimeout(), Deadline: x.frame.Deadline()}
@@ -380,7 +380,7 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		err = x.Headers()
 	}
 	if err != nil {
-		closeResponse(resp) // it came too late, or along with the error
+		layer.CloseResponse(resp) // it came too late, or along with the error
 		resp = nil
 		err = x.fail(err)
 		settled = true
@@ -395,12 +395,6 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	resp.Body = x.Wrap(resp.Body, x)
 	settled = true
 	return resp, nil
-}
-
-func closeResponse(resp *http.Response) {
-	if resp != nil && resp.Body != nil {
-		_ = resp.Body.Close()
-	}
 }
 
 // fail ends an attempt that got no response.
@@ -421,6 +415,7 @@ func (x *exchange) fail(err error) error {
 func (x *exchange) Ended(err error) {
 	var o outcome.Outcome
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
+		defer x.lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Failure, Err: errAborted}) // if the classifier panics
 		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	}
 	x.lease.Done(time.Time{}, o)

@@ -26,15 +26,77 @@ func TestSucceededCountsCallsAtTheirTime(t *testing.T) {
 	require.Zero(t, b.Snapshot(b.now).Calls)
 }
 
-func TestSucceededOfBeforeTheCurrentStepCountsInIt(t *testing.T) {
+func TestSucceededOfBeforeTheCurrentStepCountsInItsOwn(t *testing.T) {
 	b := newBench(t, nil)
 	b.pass(5 * time.Second)
 	b.call(1, success)
 	b.Succeeded(b.now.Add(-2*time.Second), 9)
-	b.pass(8500 * time.Millisecond) // a window after the time they are of
-	require.EqualValues(t, 10, b.Snapshot(b.now).Calls, "time does not go back")
-	b.pass(2 * time.Second)
-	require.Zero(t, b.Snapshot(b.now).Calls)
+	b.pass(7 * time.Second)
+	require.EqualValues(t, 10, b.Snapshot(b.now).Calls)
+	b.pass(1500 * time.Millisecond) // a window after the time they are of
+	require.EqualValues(t, 1, b.Snapshot(b.now).Calls)
+}
+
+func TestSucceededOfBeforeTheWindowCountsNothing(t *testing.T) {
+	b := newBench(t, nil)
+	b.pass(time.Hour)
+	b.call(1, failure)
+	b.Succeeded(b.now.Add(-11*time.Second), 1000)
+	b.Succeeded(b.now.Add(-time.Hour), 1000)
+	require.EqualValues(t, 1, b.Snapshot(b.now).Calls)
+}
+
+// A metrics page must not decide when a breaker opens.
+func TestSnapshotMakesNoOldSuccessesYoung(t *testing.T) {
+	b := newBench(t, nil)
+	of := b.now
+	for range 60 {
+		b.pass(time.Minute)
+		require.Zero(t, b.Snapshot(b.now).Calls)
+	}
+	b.Succeeded(of, 1000) // they are told only now that one fails
+	b.call(19, failure)
+	require.EqualValues(t, 19, b.Snapshot(b.now).Calls)
+	b.call(1, failure)
+	require.Equal(t, breaker.Open, b.State())
+}
+
+func TestSnapshotChangesNothing(t *testing.T) {
+	b := newBench(t, nil)
+	b.call(5, failure)
+	require.Zero(t, b.Snapshot(b.now.Add(time.Hour)).Calls, "what it will be by then")
+	require.EqualValues(t, 5, b.Snapshot(b.now).Calls)
+}
+
+// Whenever successes are told and whoever looks in between, what the window holds
+// is those of its own time.
+func TestSucceededCountsByItsTimeInAnyOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // in which the breaker begins at the bench's time
+		for seed := range uint64(100) {
+			random := rand.New(rand.NewPCG(seed, 2))
+			b := newBench(t, nil)
+			start := b.now
+			b.pass(time.Minute)
+			told := make(map[time.Duration]int) // by the second they are of
+			for step := range 200 {
+				switch random.IntN(3) {
+				case 0:
+					b.pass(time.Duration(random.Int64N(int64(3 * time.Second))))
+				case 1:
+					of := b.now.Add(-time.Duration(random.Int64N(int64(15 * time.Second))))
+					n := 1 + random.IntN(9)
+					b.Succeeded(of, n)
+					told[of.Sub(start)/time.Second] += n
+				default:
+					want := 0
+					for i := range time.Duration(10) {
+						want += told[b.now.Sub(start)/time.Second-i]
+					}
+					require.EqualValues(t, want, b.Snapshot(b.now).Calls, "seed %d, step %d", seed, step)
+				}
+			}
+		}
+	})
 }
 
 func TestSucceededWithoutATimeIsNow(t *testing.T) {
@@ -158,11 +220,10 @@ func TestSucceededEqualsAsManyLeases(t *testing.T) {
 						}
 					}
 				default:
-					at := bulk.now.Add(-time.Duration(random.Int64N(int64(time.Second))))
-					bulk.Succeeded(at, n)
+					bulk.Succeeded(bulk.now, n)
 					for range n {
 						if single.State() == breaker.Closed {
-							single.lease().Done(at, success)
+							single.lease().Done(single.now, success)
 						}
 					}
 				}

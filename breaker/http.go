@@ -62,8 +62,18 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	sent := f.Attempts()
 	returned := false
 	defer lease.unwind(&returned)
+	var resp *http.Response
+	defer func() {
+		if !returned {
+			layer.CloseResponse(resp) // nobody else gets it
+		}
+	}()
 
-	resp, err := t.Forward(req, f)
+	resp, err = t.Forward(req, f)
+	if err != nil {
+		layer.CloseResponse(resp) // there should be none
+		resp = nil
+	}
 
 	now := clock.Now()
 	end := ending{classifier: b.cur.Load().set.Classifier, req: req}
@@ -78,9 +88,9 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	if f != nil && !inner && !outcome.Refused(o.Err) { // if refused, nothing was attempted
 		end.frame, end.attempt = f.Watched(), f.Send(start, nil, "", "")
 		if resp == nil {
-			f.Answered(now, nil, 0, o)
+			f.Answered(now, end.attempt, nil, 0, o)
 		} else {
-			f.Answered(now, resp, resp.StatusCode, o)
+			f.Answered(now, end.attempt, resp, resp.StatusCode, o)
 		}
 	}
 	lease.Answered(now, o)
@@ -140,6 +150,7 @@ func (b *body) finish(err error) {
 	}
 	o := b.answer
 	if err != nil && !errors.Is(err, io.EOF) {
+		defer b.lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Failure, Err: err}) // if the classifier panics
 		o = b.classifier.Classify(b.req, nil, err)
 	}
 	now := clock.Now()

@@ -266,6 +266,57 @@ func TestLayerReturnsTheLeaseOfAPanicAndAGoexit(t *testing.T) {
 	})
 }
 
+func TestLayerClosesTheBodyWhenTheClassifierPanics(t *testing.T) {
+	for name, end := range map[string]func(){
+		"panic":  func() { panic(errDown) },
+		"goexit": runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp := &closing{Reader: strings.NewReader("body")}
+			b := newBench(t, exact(breaker.Config{
+				Consecutive: 1,
+				Classifier: func(*http.Request, *http.Response, error) outcome.Outcome {
+					end()
+					return success
+				},
+			}))
+			rt := b.Layer(tripper(func(*http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: 200, Body: resp}, nil
+			}))
+			var panicked any
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				defer func() { panicked = recover() }()
+				_, _ = rt.RoundTrip(get(t, t.Context()))
+			})
+			wg.Wait()
+			require.EqualValues(t, 1, resp.closed.Load())
+			if name == "panic" {
+				require.Equal(t, errDown, panicked)
+				require.Equal(t, breaker.Open, b.State(), "that is a failure")
+			}
+		})
+	}
+}
+
+func TestLayerHandsOnTheErrorAloneOfATransportThatReturnsBoth(t *testing.T) {
+	body := &closing{Reader: strings.NewReader("body")}
+	b := newBench(t, nil)
+	resp, err := b.Layer(tripper(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200, Body: body}, errDown
+	})).RoundTrip(get(t, t.Context()))
+	require.Nil(t, resp)
+	require.ErrorIs(t, err, errDown)
+	require.EqualValues(t, 1, body.closed.Load())
+	s := b.Snapshot(time.Time{})
+	require.Equal(t, []int64{1, 1}, []int64{s.Calls, s.Failures})
+
+	_, err = b.Layer(tripper(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: 200}, errDown
+	})).RoundTrip(get(t, t.Context()))
+	require.ErrorIs(t, err, errDown, "nor does one without a body matter")
+}
+
 func TestLayerGivesTheProbeOfAnInnerRefusalBack(t *testing.T) {
 	atProbe(t, func(t *testing.T, b *bench) {
 		inner := newBench(t, nil)

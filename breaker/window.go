@@ -72,6 +72,21 @@ func (w *window) count(t, calls int64, o outcome.Outcome, slow bool) {
 	}
 }
 
+// succeeded counts successes of t in that time's own bucket, if the window still
+// has it: they may be told late, and must not seem younger than they are.
+func (w *window) succeeded(t, calls int64) {
+	i := t / w.width
+	if i >= w.last.Load() {
+		w.at(t).calls.Add(calls)
+		return
+	}
+	w.mu.Lock() // so that nobody makes a later bucket of it meanwhile
+	defer w.mu.Unlock()
+	if i > w.last.Load()-buckets {
+		w.slot(i).calls.Add(calls)
+	}
+}
+
 func (w *window) advance(t int64) int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -91,11 +106,12 @@ func (w *window) advance(t int64) int64 {
 
 type counts struct{ calls, failures, slow int64 }
 
-// sum returns what the window holds at t.
+// sum returns what the window holds at t. It changes nothing: what is counted
+// later may still be of before t.
 func (w *window) sum(t int64) (c counts) {
-	w.at(t)
-	for i := range w.slots {
-		b := &w.slots[i]
+	last := w.last.Load()
+	for i := max(last, t/w.width) - buckets + 1; i <= last; i++ {
+		b := w.slot(i)
 		c.calls += b.calls.Load()
 		c.failures += b.failures.Load()
 		c.slow += b.slow.Load()

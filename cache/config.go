@@ -34,7 +34,7 @@ type Config[K comparable, V any] struct {
 
 	// TTL is how long a value may be given out after it was stored. A negative
 	// one means that values do not expire.
-	// Default: 1 min.
+	// Default: 1m.
 	TTL time.Duration `json:"ttl,omitempty"`
 
 	// Jitter is the fraction of a TTL by which it is shortened at most, evenly

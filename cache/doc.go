@@ -2,7 +2,7 @@
 //
 // A [Cache] is a bounded map whose entries expire, with loading built in:
 //
-//	users, err := cache.New[int, User](nil) // 10,000 entries, 1 min
+//	users, err := cache.New[int, User](nil) // 10,000 entries, 1m
 //	u, err := users.Get(ctx, id, db.User)   // func(ctx context.Context, id int) (User, error)
 //
 // However many ask for a key at the same time, one load runs:

@@ -28,6 +28,11 @@ import (
 //   - The key is the scheme, the host, the path, the query and Accept-Encoding.
 //     Where the answer depends on anything else, such as an API key in a header
 //     of its own, Skip is needed.
+//   - What layers below make of a request counts too, as far as they show it in
+//     Response.Request: if it got one of the fields above there, another method,
+//     a body, credentials in its URL, another query or another Accept-Encoding,
+//     its answer is not stored. Other fields, a trace's for example, the host and
+//     the path are not looked at.
 //   - Only a 200 is stored, without Set-Cookie, trailers, a Cache-Control of
 //     no-store, no-cache or private, or a Vary of more than Accept-Encoding, up to
 //     MaxBody; no event streams. It is stored once the caller has read its body
@@ -74,6 +79,12 @@ func NewHTTP(cfg *HTTPConfig) (*HTTP, error) {
 // layers of one cache share its responses: their transports must be such that
 // one's answer is as good as another's. Alone, the layer keeps net/http's
 // contract; within a client it belongs above retries.
+//
+// Layers below may add an Authorization or a Cookie on behalf of the caller: see
+// [HTTP] for how that is noticed. Where one identifies the caller otherwise, in a
+// field of its own or in the path, adds credentials for some callers only, or
+// does not show in Response.Request what it has sent, it belongs above this
+// layer, where the key or Skip can tell the callers apart.
 func (h *HTTP) Layer(next http.RoundTripper) http.RoundTripper { return h.layer(next, h.cfg.TTL) }
 
 // LayerWith is Layer with another TTL than the config's for what this layer
@@ -146,8 +157,13 @@ func (l *httpLayer) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	var release func()
 	if e == nil && h.cfg.Coalesce > 0 {
 		var waited bool
-		if release, waited = h.reads.begin(req, key, h.cfg.Coalesce); waited {
+		var err error
+		if release, waited, err = h.reads.begin(req, f, key, h.cfg.Coalesce); waited {
 			h.counts.coalesced.Add(1)
+		}
+		if err != nil {
+			layer.CloseBody(req)
+			return nil, err
 		}
 		// Look again: another read may have ended since, waited for or not.
 		epoch = h.epoch(key.httpURL).Load()
@@ -161,9 +177,7 @@ func (l *httpLayer) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 		h.counts.misses.Add(1)
 		return l.fetch(req, f, key, epoch, release)
 	}
-	if req.Body != nil {
-		_ = req.Body.Close()
-	}
+	layer.CloseBody(req)
 	if ctx := req.Context(); ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -190,7 +204,7 @@ func (l *httpLayer) fetch(
 	}
 	h := l.cache
 	ttl, ok := mayStore(resp, l.ttl, h.cfg.MaxBody, time.Now())
-	if !ok {
+	if !ok || !key.asks(resp.Request) {
 		return resp, nil
 	}
 	came := clock.Now()

@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/backstay/backstay/cache"
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/outcome"
 )
 
 // slowly is a transport whose answers take their time to the header.
@@ -202,6 +204,31 @@ func TestWaiterHonoursItsOwnContextAndCancel(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, time.Second+time.Hour, time.Since(start), "it went itself, at once")
 		require.NoError(t, resp.Body.Close())
+		require.NoError(t, <-leader)
+	})
+}
+
+func TestWaiterKeepsToItsCallsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		origin := slowly(time.Hour, func() *http.Response { return text("x") })
+		rt := newHTTP(t, &cache.HTTPConfig{Coalesce: 10 * time.Hour}).Layer(origin)
+		leader := make(chan error)
+		go func() {
+			resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, u))
+			if err == nil {
+				err = resp.Body.Close()
+			}
+			leader <- err
+		}()
+		synctest.Wait()
+		start := time.Now()
+		ctx, f := call.Push(t.Context(), call.NewChain(rt), call.Info{Start: start})
+		f.SetDeadline(start.Add(200 * time.Millisecond))
+		resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, u).WithContext(ctx))
+		require.Nil(t, resp)
+		require.ErrorIs(t, err, outcome.ErrCallTimeout)
+		require.Equal(t, 200*time.Millisecond, time.Since(start))
+		require.EqualValues(t, 1, origin.calls.Load(), "nothing was sent for it")
 		require.NoError(t, <-leader)
 	})
 }

@@ -12,7 +12,7 @@ type HTTPConfig struct {
 	// TTL is how long a response may be given out after its header came. The
 	// response can shorten that by s-maxage, max-age or Expires, and never
 	// prolong it. A negative one means that only the response limits it.
-	// Default: 10 s.
+	// Default: 10s.
 	TTL time.Duration `json:"ttl,omitempty"`
 
 	// Jitter is the fraction of its lifetime by which an entry's is shortened

@@ -44,11 +44,22 @@ func hostOf(scheme, host string) string {
 // that may be answered from the cache.
 func keyOf(req *http.Request) (httpKey, bool) {
 	u := req.URL
-	if req.Method != "" && req.Method != http.MethodGet ||
-		u == nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
-		u.Opaque != "" || u.User != nil || u.ForceQuery ||
-		req.Body != nil && req.Body != http.NoBody {
+	if u == nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+		u.Opaque != "" || u.User != nil || u.ForceQuery {
 		return httpKey{}, false
+	}
+	encoding, ok := encodingOf(req)
+	if !ok {
+		return httpKey{}, false
+	}
+	return httpKey{httpURL: urlOf(u, req.Host), encoding: encoding}, true
+}
+
+// encodingOf returns a request's Accept-Encoding, and false if its method, its
+// body or another field is such that it may not be answered from the cache.
+func encodingOf(req *http.Request) (string, bool) {
+	if req.Method != "" && req.Method != http.MethodGet || req.Body != nil && req.Body != http.NoBody {
+		return "", false
 	}
 	var encoding []string
 	for name, values := range req.Header {
@@ -60,23 +71,27 @@ func keyOf(req *http.Request) (httpKey, bool) {
 		case "Authorization", "Proxy-Authorization", "Cookie", "Range", "Upgrade",
 			"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range",
 			"Cache-Control", "Pragma":
-			return httpKey{}, false
+			return "", false
 		case "Accept-Encoding":
 			if encoding != nil {
-				return httpKey{}, false // spelled in two ways, of which either may come first
+				return "", false // spelled in two ways, of which either may come first
 			}
 			encoding = values
 		}
 	}
-	k := httpKey{httpURL: urlOf(u, req.Host)}
-	switch len(encoding) {
-	case 0:
-	case 1:
-		k.encoding = encoding[0]
-	default:
-		k.encoding = strings.Join(encoding, ",")
+	return strings.Join(encoding, ","), true
+}
+
+// asks reports whether a request that was sent in place of one with the given
+// key, as the answer says, still asks for what the key says, and on nobody's
+// behalf. Where it was sent to is the business of the layers that chose that.
+func (k *httpKey) asks(sent *http.Request) bool {
+	if sent == nil { // nobody says
+		return true
 	}
-	return k, true
+	encoding, ok := encodingOf(sent)
+	return ok && encoding == k.encoding &&
+		sent.URL != nil && sent.URL.User == nil && sent.URL.RawQuery == k.query
 }
 
 // safe reports whether a method changes nothing (RFC 9110 §9.2.1).

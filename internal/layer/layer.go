@@ -141,6 +141,14 @@ func CloseBody(req *http.Request) {
 	}
 }
 
+// CloseResponse closes the body of a response that is not handed on, if there is
+// one.
+func CloseResponse(resp *http.Response) {
+	if resp != nil && resp.Body != nil {
+		_ = resp.Body.Close()
+	}
+}
+
 // HostOf returns the host of req's URL in lower case, with its port if it has
 // one: the key of what is kept for each host.
 func HostOf(req *http.Request) string {
