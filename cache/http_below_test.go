@@ -30,11 +30,12 @@ func below(t *testing.T, cfg *cache.HTTPConfig, change func(*http.Request)) (htt
 		return resp, nil
 	}}
 	h := newHTTP(t, cfg)
-	return h.Layer(&transport{do: func(req *http.Request) (*http.Response, error) {
+	layer := h.Layer(&transport{do: func(req *http.Request) (*http.Response, error) {
 		req = req.Clone(req.Context())
 		change(req)
 		return origin.RoundTrip(req)
-	}}), h
+	}})
+	return layer, h
 }
 
 func field(name, value string) func(*http.Request) {
