@@ -148,7 +148,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 	}
 	switch {
 	case o.Class == outcome.Failure:
-		n.another(failure, failureMask)
+		n.oneMore(failure, failureMask)
 	case n.unwell.Load()&failureMask != 0:
 		n.unwell.And(^failureMask)
 	}
@@ -173,7 +173,7 @@ func (n *Node) judge(b *Balancer, elapsed int64, o outcome.Outcome) outcome.Outc
 		return o
 	}
 	enough := max(deadlineFloor, int64(deadlineFactor*b.typicalLatency()))
-	if n.another(unanswered, unansweredMask) >= unansweredLimit || elapsed >= enough {
+	if n.oneMore(unanswered, unansweredMask) >= unansweredLimit || elapsed >= enough {
 		o.Class = outcome.Failure
 	}
 	return o

@@ -72,9 +72,9 @@ const (
 // hasLeft reports whether the node has left the set.
 func (n *Node) hasLeft() bool { return n.unwell.Load()&leaving != 0 }
 
-// another adds one to a count of unwell, whose bits mask has, and returns how many
+// oneMore adds one to a count of unwell, whose bits mask has, and returns how many
 // there are now.
-func (n *Node) another(one, mask uint32) uint32 {
+func (n *Node) oneMore(one, mask uint32) uint32 {
 	for {
 		word := n.unwell.Load()
 		if word&mask == mask {

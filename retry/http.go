@@ -64,7 +64,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	}
 	ctx, cfg := req.Context(), t.r.cfg
 	if ctx.Err() != nil {
-		closeBody(req.Body)
+		layer.CloseBody(req)
 		return nil, context.Cause(ctx)
 	}
 	c := exchange{

@@ -10,6 +10,7 @@ import (
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/attempt"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -74,9 +75,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 		if over {
 			return
 		}
-		if a.resp != nil {
-			closeBody(a.resp.Body)
-		}
+		layer.CloseResponse(a.resp)
 		if fl != nil {
 			fl.End()
 		}
@@ -95,7 +94,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 
 	switch {
 	case a.err != nil && a.resp != nil: // against net/http's contract
-		closeBody(a.resp.Body)
+		layer.CloseResponse(a.resp)
 		a.resp = nil
 	case a.err == nil && a.resp == nil:
 		a.err = errNoAnswer
@@ -153,10 +152,8 @@ func (c *exchange) land(fl *flight, a *answer) {
 	if a.err == nil {
 		return
 	}
-	if a.resp != nil {
-		closeBody(a.resp.Body)
-		a.resp = nil
-	}
+	layer.CloseResponse(a.resp)
+	a.resp = nil
 	fl.End()
 }
 
@@ -185,9 +182,3 @@ func buffer(resp *http.Response) error {
 }
 
 func hasBody(body io.ReadCloser) bool { return body != nil && body != http.NoBody }
-
-func closeBody(body io.Closer) {
-	if body != nil {
-		_ = body.Close()
-	}
-}
