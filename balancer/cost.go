@@ -130,13 +130,16 @@ func ticksSince(nowTick int64, tick uint32) int32 {
 	return math.MaxInt32
 }
 
+const perTick = float64(int64(1)<<tickShift) / float64(Decay)
+
 // decay returns e^(−Δ/Decay) for the ticks that have passed since tick.
 func decay(nowTick int64, tick uint32) float64 {
 	passed := ticksSince(nowTick, tick)
-	if passed == 0 {
-		return 1
+	if passed < 512 { // an eighth of a second: a short series is exact enough, and cheap
+		x := float64(passed) * perTick
+		return 1 - x*(1-x/2)
 	}
-	return exp2(float64(passed) * (math.Log2E * float64(int64(1)<<tickShift) / float64(Decay)))
+	return exp2(float64(passed) * (math.Log2E * perTick))
 }
 
 // exp2 returns 2^−x for x >= 0, to four digits: a cost need not be more exact, and

@@ -105,9 +105,10 @@ func (b *Balancer) rebuild(fresh bool) {
 	switch {
 	case len(s.eligible) == 0:
 	case old != nil && !fresh && slices.Equal(old.eligible, s.eligible):
-		s.eligible, s.picker = old.eligible, old.picker
+		s.eligible, s.picker, s.peak = old.eligible, old.picker, old.peak
 	default:
 		s.picker = b.newPicker(s.eligible)
+		s.peak, _ = s.picker.(*p2cPeakEWMA)
 	}
 	if b.cfg.OnDemand {
 		s.expires = b.since(b.resolveAt)

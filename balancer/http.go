@@ -100,7 +100,8 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 	}
 	x, u := l.newExchange(req, frame)
 	b, direct := l.route(req)
-	c := Call{Now: call.Now(frame), Avoid: b.tried(frame), LatencyNeutral: frame.LatencyNeutral()}
+	var c Call
+	c.Now, c.Avoid, c.LatencyNeutral = call.Now(frame), b.tried(frame), frame.LatencyNeutral()
 	ctx := req.Context()
 	if b.current.Load() == nil { // the first endpoints may be waited for
 		var cancel context.CancelFunc
@@ -126,6 +127,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		// It has left since it was picked, and its connections may be closed. From
 		// here on a node that leaves sees the lease and waits for it.
 		x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
+		x.lease = Lease{}
 		c.Avoid = append(slices.Clone(c.Avoid), n)
 	}
 }
@@ -346,7 +348,8 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		layer.CloseResponse(resp)
 	}()
 
-	limits := attempt.Limits{Attempt: x.frame.AttemptTimeout(), Deadline: x.frame.Deadline()}
+	var limits attempt.Limits
+	limits.Attempt, limits.Deadline = x.frame.AttemptTimeout(), x.frame.Deadline()
 	if limits.Attempt == 0 {
 		limits.Attempt = l.b.cfg.AttemptTimeout
 	}
@@ -357,7 +360,7 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	if l.carries {
 		ctx = call.Carry(ctx, x.frame)
 	}
-	x.Start(ctx, now, limits)
+	x.Start(ctx, now, &limits)
 	out := x.Request(req)
 	rt := l.Next
 	if !direct {

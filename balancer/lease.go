@@ -42,9 +42,10 @@ const (
 func (l *Lease) Node() *Node { return l.node }
 
 // acquire takes a lease on n, or says why not: *breaker.OpenError or
-// *limit.FullError.
-func (n *Node) acquire(b *Balancer, call *Call, l *Lease) error {
-	*l = Lease{node: n, owner: b, gate: n.gate.Load(), start: b.since(call.Now), state: leaseOpen}
+// *limit.FullError. *l is the zero Lease, as it is again after an error: it is set
+// field by field, for the copy of a whole one has to wait for its parts.
+func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
+	l.node, l.owner, l.gate, l.start, l.state = n, b, n.gate.Load(), now, leaseOpen
 	if l.gate&gateState != gateFree {
 		var err error
 		if l.breaker, err = n.breaker.Acquire(call.Now); err != nil {

@@ -48,9 +48,7 @@ func (p *p2c) two(call *Call) (*Node, *Node) {
 		r := p.draw.uint64()
 		i := (r >> 32) * n >> 32
 		j := (r & (1<<32 - 1)) * (n - 1) >> 32
-		if j >= i {
-			j++
-		}
+		j += 1 - (j-i)>>63 // one more if j >= i, without a branch that nobody can predict
 		a, b = p.nodes[i], p.nodes[j]
 		switch {
 		case len(call.Avoid) == 0:
@@ -74,14 +72,16 @@ func (p *p2c) two(call *Call) (*Node, *Node) {
 
 type p2cPeakEWMA struct{ p2c }
 
-func (p *p2cPeakEWMA) Pick(call Call) *Node {
-	a, b := p.two(&call)
+func (p *p2cPeakEWMA) Pick(call Call) *Node { return p.pick(&call, p.owner.since(call.Now)) }
+
+func (p *p2cPeakEWMA) pick(call *Call, now int64) *Node {
+	a, b := p.two(call)
 	if a == b {
 		return a
 	}
-	now := p.owner.since(call.Now)
-	if b.peakEWMA(p.owner, now) < a.peakEWMA(p.owner, now) {
-		return b
+	costA, costB := a.peakEWMA(p.owner, now), b.peakEWMA(p.owner, now)
+	if costB < costA { // a conditional move: no processor can predict it
+		a = b
 	}
 	return a
 }

@@ -54,7 +54,10 @@ func BenchmarkPick(b *testing.B) {
 		b.Run(fmt.Sprintf("n=%d/clock=given", n), func(b *testing.B) {
 			b.ReportAllocs()
 			now := time.Now()
-			for b.Loop() {
+			for i := 0; b.Loop(); i++ {
+				if i%16 == 0 { // so that the price of the reading is small, and yet the time passes
+					now = time.Now()
+				}
 				one(now)
 			}
 		})

@@ -30,6 +30,7 @@ func (b *Balancer) View(ready func(*Node) bool) *View {
 	}
 	if len(kept.eligible) > 0 {
 		kept.picker = b.newPicker(kept.eligible)
+		kept.peak, _ = kept.picker.(*p2cPeakEWMA)
 	}
 	return &View{b: b, s: kept}
 }

@@ -71,7 +71,7 @@ type Frame struct {
 	latencyNeutral bool
 	others         bool
 	answered       bool // answer and outcome are those of the current attempt
-	carried        bool // by a context
+	shared         bool // others may look: a context carries it, or a log
 	young          bool // nothing has taken time since info.Start
 
 	answer  any
@@ -103,6 +103,7 @@ func New(ctx context.Context, chain *Chain, info Info) *Frame {
 	f.info, f.chain = info, chain
 	f.attempts = f.first[:0]
 	if f.log = logOf(ctx); f.log != nil {
+		f.shared = true
 		f.log.add(f)
 	}
 	return f
@@ -114,7 +115,7 @@ var free sync.Pool //nolint:gochecknoglobals // it holds nothing that anybody co
 // Free ends the use of a frame by whoever has made it. Layers do not use a frame
 // after they have returned, except for what [Frame.Watched] returns.
 func (f *Frame) Free() {
-	if f == nil || f.log != nil || f.carried {
+	if f == nil || f.shared {
 		return // somebody else may look at it, and for as long as he likes
 	}
 	*f = Frame{}
@@ -136,8 +137,8 @@ func Carry(ctx context.Context, f *Frame) context.Context {
 	if f == nil || innermost(ctx) == f {
 		return ctx
 	}
-	if !f.carried { // else others may be looking
-		f.carried = true
+	if !f.shared { // else others may be looking
+		f.shared = true
 	}
 	f.SetYoung(false)
 	return &frameContext{ctx, f}
@@ -168,16 +169,24 @@ func Join(ctx context.Context, member any) *Frame {
 // else's layer, which may call down twice at once, or return before what is below
 // it does. Most frames never leave the goroutine of their call, and save the locks.
 func (f *Frame) lock() {
-	if f.log != nil || f.carried {
-		f.mu.Lock()
+	if f.shared {
+		f.lockShared()
 	}
 }
 
 func (f *Frame) unlock() {
-	if f.log != nil || f.carried {
-		f.mu.Unlock()
+	if f.shared {
+		f.unlockShared()
 	}
 }
+
+// These two keep lock and unlock so short that they cost no call.
+//
+//go:noinline
+func (f *Frame) lockShared() { f.mu.Lock() }
+
+//go:noinline
+func (f *Frame) unlockShared() { f.mu.Unlock() }
 
 // Service returns the call's service, or "".
 func (f *Frame) Service() string {
@@ -213,8 +222,9 @@ func (f *Frame) Deadline() time.Time {
 		return time.Time{}
 	}
 	f.lock()
-	defer f.unlock()
-	return f.deadline
+	v := f.deadline
+	f.unlock()
+	return v
 }
 
 // Start returns when the call began.
@@ -269,8 +279,9 @@ func (f *Frame) AttemptTimeout() time.Duration {
 		return 0
 	}
 	f.lock()
-	defer f.unlock()
-	return f.attemptTimeout
+	v := f.attemptTimeout
+	f.unlock()
+	return v
 }
 
 // BeginRetries reports whether the caller is the layer that makes this call's
@@ -281,9 +292,9 @@ func (f *Frame) BeginRetries() bool {
 		return true
 	}
 	f.lock()
-	defer f.unlock()
 	was := f.retrying
 	f.retrying = true
+	f.unlock()
 	return !was
 }
 
@@ -304,8 +315,9 @@ func (f *Frame) Attempts() int {
 		return 0
 	}
 	f.lock()
-	defer f.unlock()
-	return len(f.attempts)
+	v := len(f.attempts)
+	f.unlock()
+	return v
 }
 
 // Tried reports whether an attempt of this call has been sent to node.
@@ -358,8 +370,9 @@ func (f *Frame) Others() bool {
 		return false
 	}
 	f.lock()
-	defer f.unlock()
-	return f.others
+	v := f.others
+	f.unlock()
+	return v
 }
 
 // SetLatencyNeutral keeps the call's latency from counting: for long polls.
@@ -378,8 +391,9 @@ func (f *Frame) LatencyNeutral() bool {
 		return false
 	}
 	f.lock()
-	defer f.unlock()
-	return f.latencyNeutral
+	v := f.latencyNeutral
+	f.unlock()
+	return v
 }
 
 // Refused notes that a node, or a layer, refused the attempt that is about to
@@ -401,8 +415,9 @@ func (f *Frame) Refusals() int {
 		return 0
 	}
 	f.lock()
-	defer f.unlock()
-	return len(f.refused)
+	v := len(f.refused)
+	f.unlock()
+	return v
 }
 
 // Send notes that an attempt is now being sent to a node: its identity (key,
@@ -414,9 +429,9 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 	}
 	f.lock()
 	i := len(f.attempts)
-	f.attempts = append(f.attempts, Attempt{
-		Node: node, Addr: addr, Start: now, Slept: f.slept, Refusals: f.refused, key: key,
-	})
+	f.attempts = append(f.attempts, Attempt{})
+	a := &f.attempts[i]
+	a.Node, a.Addr, a.Start, a.Slept, a.Refusals, a.key = node, addr, now, f.slept, f.refused, key
 	f.slept, f.refused = 0, nil
 	f.answered, f.answer, f.young = false, nil, false
 	f.unlock()

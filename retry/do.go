@@ -30,7 +30,8 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 	start := clock.Now()
 	budget := r.budgets.get("")
 	budget.Deposit(start)
-	limits := r.cfg.limits(start, max(r.cfg.AttemptTimeout, 0))
+	var limits attempt.Limits
+	r.cfg.limit(&limits, start, max(r.cfg.AttemptTimeout, 0))
 	v, err := once(ctx, start, limits, fn)
 	if err == nil {
 		return v, nil
@@ -98,7 +99,7 @@ func once[T any](ctx context.Context, now time.Time, l attempt.Limits, fn func(c
 
 func bounded[T any](ctx context.Context, now time.Time, l attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
 	a := new(attempt.Attempt)
-	a.Start(ctx, now, l)
+	a.Start(ctx, now, &l)
 	defer a.End()
 	v, err := fn(a.Context())
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

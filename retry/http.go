@@ -67,15 +67,14 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 		layer.CloseBody(req)
 		return nil, context.Cause(ctx)
 	}
-	c := exchange{
-		series: series{cfg: cfg}, t: t, req: req, ctx: ctx, frame: f,
-		repeatable: cfg.RetryNonIdempotent == On || outcome.Idempotent(req),
-	}
+	var c exchange // set field by field: a copy of the whole has to wait for its parts
+	c.cfg, c.t, c.req, c.ctx, c.frame = cfg, t, req, ctx, f
+	c.repeatable = cfg.RetryNonIdempotent == On || outcome.Idempotent(req)
 	start := f.Start()
 	if start.IsZero() {
 		start = clock.Now()
 	}
-	c.limits = cfg.limits(start, cfg.httpAttemptTimeout())
+	cfg.limit(&c.limits, start, cfg.httpAttemptTimeout())
 	if d := f.Deadline(); !d.IsZero() && (c.limits.Deadline.IsZero() || d.Before(c.limits.Deadline)) {
 		c.deadline = d // whoever set it enforces it
 		if t.Strange() {
@@ -118,7 +117,8 @@ func (c *exchange) run() (*http.Response, error) {
 	var last answer
 	defer func() { c.held.discard() }() // nil, unless something panics
 	for {
-		a := c.try(body, getBody)
+		var a answer
+		c.try(&a, body, getBody)
 		if c.attempts > 0 && a.err != nil && outcome.Refused(a.err) {
 			return c.back(last, ReasonRefused, a.err)
 		}

@@ -63,9 +63,9 @@ func (a *answer) failure() error {
 
 var errNoAnswer = errors.New("retry: the transport returned neither a response nor an error")
 
-// try makes one attempt with the given body. On a panic or runtime.Goexit below
+// try makes one attempt with the given body, for an answer in a. On a panic or runtime.Goexit below
 // or in a classifier, nothing stays open.
-func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)) (a answer) {
+func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadCloser, error)) {
 	var (
 		fl    *flight
 		start time.Time
@@ -84,7 +84,7 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 	if c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
 		start = clock.Now()
 		fl = &flight{cfg: c.cfg, req: c.req}
-		fl.Start(c.ctx, start, c.limits)
+		fl.Start(c.ctx, start, &c.limits)
 		req = fl.RequestWith(req, body, getBody)
 	} else if c.attempts > 0 {
 		req = req.WithContext(c.ctx) // the transport may hold on to the one before
@@ -100,14 +100,13 @@ func (c *exchange) try(body io.ReadCloser, getBody func() (io.ReadCloser, error)
 		a.err = errNoAnswer
 	}
 	if fl != nil {
-		c.land(fl, &a)
+		c.land(fl, a)
 	}
-	c.judge(&a, fl, start, c.frame.Attempts() > sent, c.frame.Refusals() > refused)
+	c.judge(a, fl, start, c.frame.Attempts() > sent, c.frame.Refusals() > refused)
 	if fl != nil && a.resp != nil {
 		a.resp.Body = fl.Wrap(a.resp.Body, fl.ender())
 	}
 	over = true
-	return a
 }
 
 // judge fills in the answer's outcome: what an inner layer made of it, or else

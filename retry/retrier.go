@@ -77,13 +77,12 @@ func (b *budgets) get(host string) *Budget {
 	return budget
 }
 
-// limits returns the bounds of an attempt of a call that began at start.
-func (c *Config) limits(start time.Time, attemptTimeout time.Duration) attempt.Limits {
-	l := attempt.Limits{Attempt: attemptTimeout, Call: c.Timeout}
+// limit sets the bounds of an attempt of a call that began at start.
+func (c *Config) limit(l *attempt.Limits, start time.Time, attemptTimeout time.Duration) {
+	l.Attempt, l.Call = attemptTimeout, c.Timeout
 	if c.Timeout > 0 {
 		l.Deadline = start.Add(c.Timeout)
 	}
-	return l
 }
 
 // series is the attempts of one call: it decides after each whether, and when,

@@ -13,7 +13,7 @@
 //	func (f *flight) Ended(err error) { f.lease.done(err) } // an attempt.Ender
 //
 //	f := new(flight)
-//	f.Start(req.Context(), now, attempt.Limits{Attempt: 10 * time.Second})
+//	f.Start(req.Context(), now, &attempt.Limits{Attempt: 10 * time.Second})
 //	handedOn := false
 //	defer func() {
 //		if !handedOn { // an error, a panic or runtime.Goexit
@@ -81,11 +81,10 @@ type Attempt struct {
 	// reading counts the Reads of the request's body under way: then it is the
 	// caller that keeps us waiting.
 	reading  atomic.Int32
-	made     atomic.Bool // inner and cancel are set and will not change
-	answered atomic.Bool // the headers are here: only the call's deadline counts
-	released atomic.Bool // the attempt is over
-	finished atomic.Bool // the body has come to its end, or Close has begun
-	bounded  bool        // the attempt was started with limits
+	made     atomic.Bool   // inner and cancel are set and will not change
+	answered atomic.Bool   // the headers are here: only the call's deadline counts
+	ended    atomic.Uint32 // finished and released
+	bounded  bool          // the attempt was started with limits
 
 	mu      sync.Mutex
 	limits  limits
@@ -100,6 +99,12 @@ type Attempt struct {
 	ender Ender
 }
 
+// The bits of Attempt.ended. A body that comes to its end sets both at once.
+const (
+	finished uint32 = 1 << iota // the body has come to its end, or Close has begun
+	released                    // the attempt is over
+)
+
 // limits are Limits since the attempt's start; 0 is none.
 type limits struct{ attempt, call, deadline time.Duration }
 
@@ -107,7 +112,7 @@ func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 }
 
 // Start begins the attempt under the caller's context. A zero now is the
 // present. Nothing is armed until somebody waits for the context's end.
-func (a *Attempt) Start(parent context.Context, now time.Time, l Limits) {
+func (a *Attempt) Start(parent context.Context, now time.Time, l *Limits) {
 	a.parent, a.start = parent, clock.Or(now)
 	a.limits.attempt, a.limits.call = max(l.Attempt, 0), l.Call
 	if !l.Deadline.IsZero() {
@@ -169,7 +174,11 @@ func (a *Attempt) Error(err error) error {
 // to hand on; a wrapped body does it by itself. It may be called at any time and
 // more than once.
 func (a *Attempt) End() {
-	a.released.Store(true)
+	a.ended.Or(released)
+	a.release()
+}
+
+func (a *Attempt) release() {
 	if !a.made.Load() {
 		return // whoever makes a context sees that it is over
 	}
@@ -212,7 +221,7 @@ func (a *Attempt) check() {
 	}
 	a.mu.Lock()
 	left, kind := a.left(now)
-	if a.released.Load() || kind == nil || a.timeout != nil {
+	if a.ended.Load()&released != 0 || kind == nil || a.timeout != nil {
 		a.mu.Unlock()
 		return
 	}

@@ -22,7 +22,7 @@ var errBoom = errors.New("boom")
 
 func start(ctx context.Context, l attempt.Limits) *attempt.Attempt {
 	a := new(attempt.Attempt)
-	a.Start(ctx, time.Time{}, l)
+	a.Start(ctx, time.Time{}, &l)
 	return a
 }
 
@@ -301,7 +301,7 @@ func TestUnwatchedAttemptIsOneAllocation(t *testing.T) {
 	end := new(ends)
 	require.EqualValues(t, 1, testing.AllocsPerRun(100, func() {
 		a := new(attempt.Attempt)
-		a.Start(ctx, time.Time{}, attempt.Limits{Attempt: time.Hour, Deadline: time.Now().Add(time.Hour)})
+		a.Start(ctx, time.Time{}, &attempt.Limits{Attempt: time.Hour, Deadline: time.Now().Add(time.Hour)})
 		ctx := a.Context()
 
 		if ctx.Err() != nil || a.Headers() != nil {
@@ -345,7 +345,7 @@ func BenchmarkAttempt(b *testing.B) {
 		body := &plainBody{}
 		for b.Loop() {
 			a := new(attempt.Attempt)
-			a.Start(ctx, time.Time{}, attempt.Limits{Attempt: time.Hour})
+			a.Start(ctx, time.Time{}, &attempt.Limits{Attempt: time.Hour})
 			if watched {
 				a.Context().Done()
 			}
@@ -361,7 +361,7 @@ func BenchmarkAttempt(b *testing.B) {
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
 				a := new(attempt.Attempt)
-				a.Start(context.Background(), time.Time{}, attempt.Limits{Attempt: time.Hour})
+				a.Start(context.Background(), time.Time{}, &attempt.Limits{Attempt: time.Hour})
 				_ = a.Headers()
 				_, _ = a.Wrap(body, nil).Read(nil)
 			}

@@ -59,9 +59,9 @@ func (c *lazyContext) derive() context.Context {
 	}
 	a.inner, a.cancel = inner, cancel
 	a.made.Store(true)
-	released := a.released.Load()
+	over := a.ended.Load()&released != 0
 	a.mu.Unlock()
-	if released {
+	if over {
 		cancel(nil)
 	} else {
 		a.check()
@@ -76,5 +76,5 @@ func (a *Attempt) over() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	left, kind := a.left(now)
-	return a.released.Load() || kind != nil && left <= 0
+	return a.ended.Load()&released != 0 || kind != nil && left <= 0
 }

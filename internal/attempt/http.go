@@ -117,7 +117,7 @@ func (u *upload) Close() error {
 func (a *Attempt) bodyFailed(u *upload, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.bodyErr == nil && a.timeout == nil && !a.released.Load() && !u.closed.Load() {
+	if a.bodyErr == nil && a.timeout == nil && a.ended.Load()&released == 0 && !u.closed.Load() {
 		a.bodyErr = err
 	}
 }
@@ -163,13 +163,13 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 
 // finish ends the attempt, the first time it is called.
 func (a *Attempt) finish(err error) {
-	if a.finished.CompareAndSwap(false, true) {
+	if a.ended.Or(finished|released)&finished == 0 {
 		a.tell(err)
 	}
 }
 
 func (a *Attempt) tell(err error) {
-	a.End()
+	a.release()
 	if a.ender != nil {
 		a.ender.Ended(err)
 	}
@@ -197,10 +197,13 @@ func (b *responseBody) Read(p []byte) (int, error) {
 // own making, so the end is claimed before the body is closed.
 func (b *responseBody) Close() error {
 	a := (*Attempt)(b)
-	if a.finished.CompareAndSwap(false, true) {
-		// Only after the body: a transport that sees the context end first
-		// throws away a connection that it could have kept.
-		defer a.tell(ErrClosed)
+	if a.ended.Load()&finished == 0 && a.ended.Or(finished)&finished == 0 {
+		defer func() {
+			// Only after the body: a transport that sees the context end first
+			// throws away a connection that it could have kept.
+			a.ended.Or(released)
+			a.tell(ErrClosed)
+		}()
 	}
 	return b.body.Close()
 }

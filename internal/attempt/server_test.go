@@ -29,7 +29,8 @@ type layer struct {
 
 func (l *layer) RoundTrip(req *http.Request) (*http.Response, error) {
 	a := new(attempt.Attempt)
-	a.Start(req.Context(), time.Now(), l.limits())
+	limits := l.limits()
+	a.Start(req.Context(), time.Now(), &limits)
 	handedOn := false
 	defer func() {
 		if !handedOn {
