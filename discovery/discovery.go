@@ -12,9 +12,9 @@
 //	}
 //
 // Sources: [Static], [DNS], [SRV], [File]. Decorators: [Merge], [Failover],
-// [Filter], [Map], and [Supervise], which gives any source backoff, the last
-// good set on failure, a grace for empty sets and a merge window. The balancer
-// supervises every resolver it is given.
+// [Filter], [Map], [Subset], [MinEndpoints], and [Supervise], which gives any
+// source backoff, the last good set on failure, a grace for empty sets and a merge
+// window. The balancer supervises every resolver it is given.
 //
 // Three rules hold everywhere. A yield is the whole set, never a change to it.
 // A failure is not an empty set: whatever goes wrong, the set before holds. And
@@ -67,6 +67,9 @@ type Endpoint struct {
 	// the user's. Default: unknown.
 	Region string `json:"region,omitempty"`
 	Zone   string `json:"zone,omitempty"`
+	// ForZones lists the zones whose clients should use the instance: the hints of
+	// Kubernetes' EndpointSlices. Default: the source does not say.
+	ForZones []string `json:"forZones,omitempty"`
 	// Metadata is whatever the source knows besides. Default: none.
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
@@ -84,6 +87,7 @@ func (e Endpoint) Equal(o Endpoint) bool {
 	return e.ID == o.ID && e.Addr == o.Addr && slices.Equal(e.Fallback, o.Fallback) &&
 		e.ServerName == o.ServerName && e.Weight == o.Weight && e.Draining == o.Draining &&
 		e.Priority == o.Priority && e.Region == o.Region && e.Zone == o.Zone &&
+		slices.Equal(e.ForZones, o.ForZones) &&
 		maps.Equal(e.Metadata, o.Metadata)
 }
 
