@@ -21,8 +21,8 @@ func ofError(err error) Outcome {
 	switch {
 	case Refused(err), errors.Is(err, ErrCallTimeout), errors.As(err, &body):
 		o.Class, o.Retry = Neutral, Never
-	case errors.Is(err, ErrAttemptTimeout):
-		// Before the context's errors: it matches DeadlineExceeded too.
+	case errors.Is(err, ErrAttemptTimeout), errors.Is(err, ErrBodyIdle):
+		// Before the context's errors: they match DeadlineExceeded too.
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded) && !networkTimeout(err):
 		o.Class, o.Retry = Neutral, Never
 	case wrongPeer(err):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"golang.org/x/net/http/httpguts"
 )
@@ -36,8 +37,8 @@ func (e StatusError) Error() string {
 }
 
 // HTTP classifies an HTTP attempt by the package's table. The response decides
-// if there is one, even if the caller's context has ended meanwhile. A response
-// that bears x-envoy-overloaded or x-envoy-ratelimited is not to be retried.
+// if there is one, even if the caller's context has ended meanwhile. A failure is
+// never retried where [RetryForbidden] holds for its header.
 func HTTP(req *http.Request, resp *http.Response, err error) Outcome {
 	if err != nil || resp == nil {
 		return httpError(req, err)
@@ -64,11 +65,32 @@ func HTTP(req *http.Request, resp *http.Response, err error) Outcome {
 	default:
 		o.Class = Failure
 	}
-	if resp.Header["X-Envoy-Overloaded"] != nil || resp.Header["X-Envoy-Ratelimited"] != nil {
+	if RetryForbidden(resp.Header) {
 		o.Retry = Never
 	}
 	o.Err = StatusError(status)
 	return o
+}
+
+// RetryForbidden reports whether a response's header says that its request is not
+// to be sent again: "Backstay-Retry: no" (package propagate), Envoy's
+// X-Envoy-Overloaded and X-Envoy-Ratelimited, or a Grpc-Retry-Pushback-Ms that is
+// not one number of milliseconds from 0 (gRFC A6).
+func RetryForbidden(h http.Header) bool {
+	if h["X-Envoy-Overloaded"] != nil || h["X-Envoy-Ratelimited"] != nil {
+		return true
+	}
+	for _, v := range h["Backstay-Retry"] {
+		if strings.EqualFold(v, "no") {
+			return true
+		}
+	}
+	pushback := h["Grpc-Retry-Pushback-Ms"]
+	if len(pushback) == 0 {
+		return false
+	}
+	_, err := strconv.ParseUint(pushback[0], 10, 31)
+	return len(pushback) > 1 || err != nil
 }
 
 func httpError(req *http.Request, err error) Outcome {

@@ -47,18 +47,21 @@ func RetryAfter(err error) (time.Duration, bool) {
 	return d, d > 0
 }
 
-// Timeouts of ours, for errors.Is. Both also match context.DeadlineExceeded.
+// Timeouts of ours, for errors.Is. All also match context.DeadlineExceeded.
 var (
 	// ErrAttemptTimeout means one attempt took longer than it may.
 	ErrAttemptTimeout = errors.New("attempt timeout")
 	// ErrCallTimeout means the call with all its attempts took longer than it may.
 	ErrCallTimeout = errors.New("call timeout")
+	// ErrBodyIdle means that a response's body was waited for, and nothing of it
+	// came for longer than it may.
+	ErrBodyIdle = errors.New("body idle timeout")
 )
 
 // TimeoutError is the cause of a context that one of our timeouts ended, and
 // the error that the attempt or the call then returns. It satisfies net.Error.
 type TimeoutError struct {
-	// Kind is ErrAttemptTimeout or ErrCallTimeout.
+	// Kind is ErrAttemptTimeout, ErrCallTimeout or ErrBodyIdle.
 	Kind error
 	// After is the bound that was passed.
 	After time.Duration

@@ -107,6 +107,7 @@ func TestErrorsOfFunctions(t *testing.T) {
 		{os.ErrDeadlineExceeded, outcome.Failure, outcome.IfIdempotent},
 		{&net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}, outcome.Failure, outcome.IfIdempotent},
 		{&outcome.TimeoutError{Kind: outcome.ErrAttemptTimeout}, outcome.Failure, outcome.IfIdempotent},
+		{&outcome.TimeoutError{Kind: outcome.ErrBodyIdle}, outcome.Failure, outcome.IfIdempotent},
 		{&outcome.TimeoutError{Kind: outcome.ErrCallTimeout}, outcome.Neutral, outcome.Never},
 		{&outcome.TimeoutError{Kind: outcome.ErrCallTimeout, Err: &outcome.TimeoutError{Kind: outcome.ErrAttemptTimeout}}, outcome.Neutral, outcome.Never},
 	} {

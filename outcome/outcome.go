@@ -7,7 +7,8 @@
 //	502, 503, 504                                   Failure    IfIdempotent
 //	other 5xx                                       Failure    Never
 //	429; 503 with Retry-After                       Throttled  IfIdempotent
-//	408, reset, truncated headers, attempt timeout  Failure    IfIdempotent
+//	408, reset, truncated headers, attempt timeout,
+//	body idle timeout                               Failure    IfIdempotent
 //	dial or connect failure, REFUSED_STREAM         Failure    Always
 //	TLS verification, wrong protocol                Failure    Elsewhere
 //	malformed request, unsupported scheme           Neutral    Never

@@ -8,6 +8,7 @@
 //	type flight struct {
 //		attempt.Attempt
 //		lease lease
+//		out   http.Request
 //	}
 //
 //	func (f *flight) Ended(err error) { f.lease.done(err) } // an attempt.Ender
@@ -20,7 +21,7 @@
 //			f.End()
 //		}
 //	}()
-//	resp, err := next.RoundTrip(f.Request(req))
+//	resp, err := next.RoundTrip(f.Request(&f.out, req))
 //	if err != nil {
 //		return nil, f.Error(err)
 //	}
@@ -32,11 +33,12 @@
 //	handedOn = true
 //	return resp, nil
 //
-// Three bounds may end an attempt. The caller's context is passed on as it is,
+// Four bounds may end an attempt. The caller's context is passed on as it is,
 // and the derived context reports the caller's deadline, never ours. The attempt
 // timeout runs from the request's being written to the response's headers, so
 // that neither a long upload nor a long download is cut. The call's deadline
-// runs to the end of the body. Ours cancel the context with a
+// runs to the end of the body, and the body's idle timeout while somebody waits for
+// more of it. Ours cancel the context with a
 // *outcome.TimeoutError as the cause, and Error and the body's Read return that
 // error in place of whatever the transport makes of it.
 package attempt
@@ -64,6 +66,12 @@ type Limits struct {
 	// Call is the length of the call's timeout, for the error to name; 0 means
 	// what was left of it when the attempt started.
 	Call time.Duration
+	// Watch is whose timer looks after the attempt's bounds; nil means that the
+	// attempt has one of its own.
+	Watch *Watch
+	// BodyIdle is how long a Read of the response's body may wait; 0 or less is
+	// no limit.
+	BodyIdle time.Duration
 }
 
 // Attempt is one attempt. The zero value is ready for Start, once: an attempt is
@@ -81,8 +89,11 @@ type Attempt struct {
 	// reading counts the Reads of the request's body under way: then it is the
 	// caller that keeps us waiting.
 	reading  atomic.Int32
-	made     atomic.Bool   // inner and cancel are set and will not change
-	answered atomic.Bool   // the headers are here: only the call's deadline counts
+	made     atomic.Bool // inner and cancel are set and will not change
+	answered atomic.Bool // the headers are here: the attempt's timeout counts no more
+	// awaiting is when the Read of the response's body that is under way began, as
+	// the time since start; 0 if there is none.
+	awaiting atomic.Int64
 	ended    atomic.Uint32 // finished and released
 	bounded  bool          // the attempt was started with limits
 
@@ -91,9 +102,14 @@ type Attempt struct {
 	timer   *time.Timer
 	timeout *outcome.TimeoutError // our bound that ended the attempt
 	bodyErr error                 // what the caller's body failed with
+	cause   error                 // what Cancel was given
 
 	inner  context.Context //nolint:containedctx // it is what the attempt's context stands for
 	cancel context.CancelCauseFunc
+
+	watch          *Watch   // instead of timer; may be nil
+	next, previous *Attempt // guarded by watch.mu, as is watched
+	watched        bool     // is in watch's list
 
 	body  io.ReadCloser // the response's
 	ender Ender
@@ -106,19 +122,37 @@ const (
 )
 
 // limits are Limits since the attempt's start; 0 is none.
-type limits struct{ attempt, call, deadline time.Duration }
+type limits struct{ attempt, call, deadline, idle time.Duration }
 
-func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 }
+func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 && l.idle == 0 }
 
 // Start begins the attempt under the caller's context. A zero now is the
 // present. Nothing is armed until somebody waits for the context's end.
 func (a *Attempt) Start(parent context.Context, now time.Time, l *Limits) {
-	a.parent, a.start = parent, clock.Or(now)
-	a.limits.attempt, a.limits.call = max(l.Attempt, 0), l.Call
+	a.parent, a.start, a.watch = parent, clock.Or(now), l.Watch
+	a.limits.attempt, a.limits.call, a.limits.idle = max(l.Attempt, 0), l.Call, max(l.BodyIdle, 0)
 	if !l.Deadline.IsZero() {
 		a.limits.deadline = max(l.Deadline.Sub(a.start), 1)
 	}
 	a.bounded = !a.limits.none()
+}
+
+// Cancelable has the attempt's context end by [Attempt.Cancel] too. It is called
+// after Start and before anything else.
+func (a *Attempt) Cancelable() { a.bounded = true }
+
+// Cancel ends the attempt's context with the given cause, unless it has ended. It
+// may be called by any goroutine, at any time.
+func (a *Attempt) Cancel(cause error) {
+	a.mu.Lock()
+	if a.cause == nil {
+		a.cause = cause
+	}
+	made := a.made.Load()
+	a.mu.Unlock()
+	if made { // else whoever makes a context sees the cause
+		a.cancel(cause)
+	}
 }
 
 // Restart starts the attempt's timeout again, for when the request is really
@@ -128,7 +162,7 @@ func (a *Attempt) Restart(now time.Time) {
 }
 
 // Headers tells that the response's headers are here: from now on only the
-// call's deadline counts. It returns the timeout's error if the attempt's time
+// call's deadline and the body's idle timeout count. It returns the timeout's error if the attempt's time
 // was up first: then the context has ended, the response is of no use, and the
 // caller closes it.
 func (a *Attempt) Headers() error {
@@ -183,7 +217,10 @@ func (a *Attempt) release() {
 		return // whoever makes a context sees that it is over
 	}
 	a.mu.Lock()
-	if a.timer != nil {
+	switch {
+	case a.watch != nil:
+		a.watch.remove(a)
+	case a.timer != nil:
 		a.timer.Stop()
 	}
 	a.mu.Unlock()
@@ -209,6 +246,15 @@ func (a *Attempt) left(now time.Time) (time.Duration, error) {
 			left, kind = d, outcome.ErrCallTimeout
 		}
 	}
+	if a.limits.idle > 0 && a.answered.Load() {
+		d := a.limits.idle // from now on, if nobody reads: then the timer only looks again
+		if since := a.awaiting.Load(); since > 0 {
+			d -= passed - time.Duration(since)
+		}
+		if kind == nil || d < left {
+			left, kind = d, outcome.ErrBodyIdle
+		}
+	}
 	return left, kind
 }
 
@@ -228,16 +274,22 @@ func (a *Attempt) check() {
 	if left > 0 {
 		// The bound has moved since the timer was set: a part of the upload
 		// went out, or the headers arrived.
-		if a.timer == nil {
+		switch {
+		case a.watch != nil:
+			a.watch.add(a, now, left)
+		case a.timer == nil:
 			a.timer = time.AfterFunc(left, a.check)
-		} else {
+		default:
 			a.timer.Reset(left)
 		}
 		a.mu.Unlock()
 		return
 	}
 	timeout := &outcome.TimeoutError{Kind: kind, After: a.limits.attempt}
-	if kind == outcome.ErrCallTimeout { //nolint:errorlint // identity: it is our own
+	switch {
+	case errors.Is(kind, outcome.ErrBodyIdle):
+		timeout.After = a.limits.idle
+	case errors.Is(kind, outcome.ErrCallTimeout):
 		if timeout.After = a.limits.call; timeout.After <= 0 {
 			timeout.After = a.limits.deadline
 		}

@@ -155,7 +155,7 @@ func TestRequestIsCopiedAndItsBodiesAreWatched(t *testing.T) {
 
 	a := start(req.Context(), attempt.Limits{Attempt: time.Hour})
 	defer a.End()
-	r := a.Request(req)
+	r := a.Request(new(http.Request), req)
 	require.Equal(t, was.Body, req.Body)
 	require.Equal(t, was.Context(), req.Context())
 	require.NotSame(t, req, r)
@@ -170,12 +170,12 @@ func TestRequestIsCopiedAndItsBodiesAreWatched(t *testing.T) {
 	require.Equal(t, 2, closed)
 
 	req.GetBody = func() (io.ReadCloser, error) { return nil, errBoom }
-	_, err = a.Request(req).GetBody()
+	_, err = a.Request(new(http.Request), req).GetBody()
 	require.ErrorIs(t, err, errBoom)
 
 	for _, none := range []io.ReadCloser{nil, http.NoBody} {
 		req.Body = none
-		require.Equal(t, none, a.Request(req).Body)
+		require.Equal(t, none, a.Request(new(http.Request), req).Body)
 	}
 }
 

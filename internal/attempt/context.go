@@ -2,6 +2,7 @@ package attempt
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/backstay/backstay/internal/clock"
@@ -22,6 +23,25 @@ func (a *Attempt) Context() context.Context {
 // lazyContext is the attempt as a context.
 type lazyContext Attempt
 
+type attemptKey struct{}
+
+// Left returns how much time the attempt that ctx belongs to has left by bounds of
+// ours, and the longest time there is if there are none.
+func Left(ctx context.Context) time.Duration {
+	a, _ := ctx.Value(attemptKey{}).(*Attempt)
+	if a == nil {
+		return math.MaxInt64
+	}
+	now := clock.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	left, kind := a.left(now)
+	if kind == nil {
+		return math.MaxInt64
+	}
+	return left
+}
+
 // Deadline returns the caller's deadline. Ours are not told: layers and servers
 // that derive their own time from it would take an attempt's for the call's.
 func (c *lazyContext) Deadline() (time.Time, bool) { return c.parent.Deadline() }
@@ -29,6 +49,9 @@ func (c *lazyContext) Deadline() (time.Time, bool) { return c.parent.Deadline() 
 // Value passes the key to the real context once there is one, so that package
 // context finds its own type there and children need no goroutine.
 func (c *lazyContext) Value(key any) any {
+	if key == (attemptKey{}) {
+		return (*Attempt)(c)
+	}
 	if c.made.Load() {
 		return c.inner.Value(key)
 	}
@@ -59,10 +82,10 @@ func (c *lazyContext) derive() context.Context {
 	}
 	a.inner, a.cancel = inner, cancel
 	a.made.Store(true)
-	over := a.ended.Load()&released != 0
+	over, cause := a.ended.Load()&released != 0, a.cause
 	a.mu.Unlock()
-	if over {
-		cancel(nil)
+	if over || cause != nil {
+		cancel(cause)
 	} else {
 		a.check()
 	}
@@ -76,5 +99,5 @@ func (a *Attempt) over() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	left, kind := a.left(now)
-	return a.ended.Load()&released != 0 || kind != nil && left <= 0
+	return a.ended.Load()&released != 0 || a.cause != nil || kind != nil && left <= 0
 }

@@ -13,18 +13,19 @@ import (
 	"github.com/backstay/backstay/internal/clock"
 )
 
-// Request returns a shallow copy of req that is sent as this attempt: under the
+// Request makes r a shallow copy of req that is sent as this attempt: under the
 // attempt's context and with Body and GetBody watched, unless the body is [Small].
-// req stays as it is.
-func (a *Attempt) Request(req *http.Request) *http.Request {
-	return a.RequestWith(req, req.Body, req.GetBody)
+// req stays as it is. r is best a part of what embeds the attempt, and saves an
+// allocation then.
+func (a *Attempt) Request(r, req *http.Request) *http.Request {
+	return a.RequestWith(r, req, req.Body, req.GetBody)
 }
 
 // RequestWith is Request with a body of its own, for attempts after the first.
 func (a *Attempt) RequestWith(
-	req *http.Request, body io.ReadCloser, getBody func() (io.ReadCloser, error),
+	r, req *http.Request, body io.ReadCloser, getBody func() (io.ReadCloser, error),
 ) *http.Request {
-	r := req.WithContext(a.Context())
+	*r = *req.WithContext(a.Context())
 	if r.Body, r.GetBody = body, getBody; Small(r) {
 		return r
 	}
@@ -158,6 +159,12 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 		a.mu.Unlock()
 		return (*upgradedBody)(a)
 	}
+	if a.limits.idle > 0 {
+		if a.made.Load() {
+			a.check() // the timer is set to what counted before
+		}
+		return (*idleBody)(a)
+	}
 	return (*responseBody)(a)
 }
 
@@ -184,13 +191,25 @@ func (b *responseBody) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	a := (*Attempt)(b)
-	if err == io.EOF { //nolint:errorlint // io.Reader's contract is identity
+	if err == io.EOF && !a.timedOut() { //nolint:errorlint // io.Reader's contract is identity
 		a.finish(nil)
 		return n, err
 	}
+	// A server that sees that we have gone may end what it had not finished as if
+	// it had, and be faster than our own transport at that.
 	err = a.Error(err)
 	a.finish(err)
 	return n, err
+}
+
+// timedOut reports whether one of our bounds has ended the attempt.
+func (a *Attempt) timedOut() bool {
+	if !a.made.Load() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.timeout != nil
 }
 
 // Close may be called while a Read is blocked. The Read's error is then of our
@@ -207,6 +226,19 @@ func (b *responseBody) Close() error {
 	}
 	return b.body.Close()
 }
+
+// idleBody is a responseBody with an idle timeout. A Read only says since when it
+// waits: the timer looks when it fires.
+type idleBody Attempt
+
+func (b *idleBody) Read(p []byte) (int, error) {
+	b.awaiting.Store(max(int64(clock.Now().Sub(b.start)), 1))
+	n, err := (*responseBody)(b).Read(p)
+	b.awaiting.Store(0)
+	return n, err
+}
+
+func (b *idleBody) Close() error { return (*responseBody)(b).Close() }
 
 // upgradedBody is the attempt as the body of a 101 response.
 type upgradedBody Attempt

@@ -37,7 +37,7 @@ func (l *layer) RoundTrip(req *http.Request) (*http.Response, error) {
 			a.End()
 		}
 	}()
-	resp, err := l.next.RoundTrip(a.Request(req))
+	resp, err := l.next.RoundTrip(a.Request(new(http.Request), req))
 	if err != nil {
 		return nil, a.Error(err)
 	}

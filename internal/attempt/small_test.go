@@ -50,7 +50,7 @@ func TestSmallBodyGoesToTheTransportAsItIs(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, strings.NewReader("content"))
 	require.NoError(t, err)
 	a := start(t.Context(), attempt.Limits{Attempt: time.Minute})
-	sent := a.Request(req)
+	sent := a.Request(new(http.Request), req)
 	require.Equal(t, req.Body, sent.Body)
 	resp, err := http.DefaultTransport.RoundTrip(sent)
 	require.NoError(t, err)
