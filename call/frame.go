@@ -48,7 +48,8 @@ type Info struct {
 }
 
 // Frame is one call in flight and its attempts. A frame is used by one attempt
-// at a time; what reads it from other goroutines goes through a [Log].
+// at a time; a hedge has one [Frame.Beside] it, and what reads it from other
+// goroutines goes through a [Log].
 type Frame struct {
 	info  Info
 	chain *Chain
@@ -56,10 +57,14 @@ type Frame struct {
 	log   *Log // nil: nobody but the call's own goroutine looks
 
 	mu       sync.Mutex // see lock
-	attempts []Attempt
+	attempts []Attempt  // also those of the frames beside it
+	sent     int        // attempts that began by way of this very frame
 	first    [1]Attempt // where attempts starts: most calls need no more
 	refused  []Refusal  // of the attempt that has not begun yet
 	slept    time.Duration
+	why      string // slept, or went on without
+	budget   int
+	gaveUp   string
 	cache    string
 	took     time.Duration // until Finish; 0 before
 	status   int
@@ -67,15 +72,21 @@ type Frame struct {
 
 	deadline       time.Time
 	attemptTimeout time.Duration
+	bodyIdle       time.Duration
 	retrying       bool
 	latencyNeutral bool
+	subset         string
 	others         bool
 	answered       bool // answer and outcome are those of the current attempt
 	shared         bool // others may look: a context carries it, or a log
+	lent           bool // shared only as long as there may be a frame beside it
+	elsewhere      bool
 	young          bool // nothing has taken time since info.Start
 
 	answer  any
 	outcome outcome.Outcome
+
+	of *Frame // the frame that this one is beside; nil for the call's own
 }
 
 // frameContext is a context that carries a frame.
@@ -128,7 +139,7 @@ func (f *Frame) Watched() *Frame {
 	if f == nil || f.log == nil {
 		return nil
 	}
-	return f
+	return f.call()
 }
 
 // Carry returns a context that carries f, for [Join] to find; ctx itself if it
@@ -139,6 +150,9 @@ func Carry(ctx context.Context, f *Frame) context.Context {
 	}
 	if !f.shared { // else others may be looking
 		f.shared = true
+	}
+	if f.lent {
+		f.lent = false
 	}
 	f.SetYoung(false)
 	return &frameContext{ctx, f}
@@ -222,9 +236,9 @@ func (f *Frame) Deadline() time.Time {
 		return time.Time{}
 	}
 	f.lock()
-	v := f.deadline
+	deadline := f.deadline
 	f.unlock()
-	return v
+	return deadline
 }
 
 // Start returns when the call began.
@@ -261,29 +275,6 @@ func (f *Frame) SetYoung(young bool) {
 	f.unlock()
 }
 
-// SetAttemptTimeout sets how long one attempt may take from the request written
-// to the response's headers; 0 or less is no limit. The innermost layer that
-// sends attempts enforces it.
-func (f *Frame) SetAttemptTimeout(d time.Duration) {
-	if f == nil {
-		return
-	}
-	f.lock()
-	f.attemptTimeout = max(d, 0)
-	f.unlock()
-}
-
-// AttemptTimeout returns what SetAttemptTimeout set; 0 is no limit.
-func (f *Frame) AttemptTimeout() time.Duration {
-	if f == nil {
-		return 0
-	}
-	f.lock()
-	v := f.attemptTimeout
-	f.unlock()
-	return v
-}
-
 // BeginRetries reports whether the caller is the layer that makes this call's
 // attempts. It answers true once per frame: a retry below another one in the
 // same chain makes a single attempt, so that they never multiply.
@@ -309,15 +300,51 @@ func (f *Frame) Slept(d time.Duration) {
 	f.unlock()
 }
 
-// Attempts returns how many attempts have been sent so far.
+// Because notes why there is another attempt after the one that has failed, such as
+// [Backoff], and how many more the budget allowed when it had been taken.
+func (f *Frame) Because(why string, budget int) {
+	if f == nil {
+		return
+	}
+	f.lock()
+	f.why, f.budget = why, budget
+	f.unlock()
+}
+
+// GaveUp notes why there is no other attempt although the last one has failed.
+func (f *Frame) GaveUp(why string) {
+	if f == nil {
+		return
+	}
+	f = f.call()
+	f.lock()
+	f.gaveUp = why
+	f.unlock()
+}
+
+// Number returns the number of the attempt that is about to be sent, from 1; it
+// counts those of all frames of the call.
+func (f *Frame) Number() int {
+	if f == nil {
+		return 0
+	}
+	f = f.call()
+	f.lock()
+	n := len(f.attempts) + 1
+	f.unlock()
+	return n
+}
+
+// Attempts returns how many attempts have been sent so far, without those that
+// went by way of a frame [Frame.Beside] f.
 func (f *Frame) Attempts() int {
 	if f == nil {
 		return 0
 	}
 	f.lock()
-	v := len(f.attempts)
+	n := f.sent
 	f.unlock()
-	return v
+	return n
 }
 
 // Tried reports whether an attempt of this call has been sent to node.
@@ -325,6 +352,7 @@ func (f *Frame) Tried(node any) bool {
 	if f == nil {
 		return false
 	}
+	f = f.call()
 	f.lock()
 	defer f.unlock()
 	for i := range f.attempts {
@@ -341,14 +369,15 @@ func (f *Frame) TriedNodes() []any {
 	if f == nil {
 		return nil
 	}
+	f = f.call()
 	f.lock()
-	defer f.unlock()
 	var keys []any
 	for i := range f.attempts {
 		if key := f.attempts[i].key; key != nil {
 			keys = append(keys, key)
 		}
 	}
+	f.unlock()
 	return keys
 }
 
@@ -358,6 +387,7 @@ func (f *Frame) SetOthers(others bool) {
 	if f == nil {
 		return
 	}
+	f = f.call()
 	f.lock()
 	f.others = others
 	f.unlock()
@@ -370,30 +400,9 @@ func (f *Frame) Others() bool {
 		return false
 	}
 	f.lock()
-	v := f.others
+	others := f.others
 	f.unlock()
-	return v
-}
-
-// SetLatencyNeutral keeps the call's latency from counting: for long polls.
-func (f *Frame) SetLatencyNeutral(neutral bool) {
-	if f == nil {
-		return
-	}
-	f.lock()
-	f.latencyNeutral = neutral
-	f.unlock()
-}
-
-// LatencyNeutral returns what SetLatencyNeutral set.
-func (f *Frame) LatencyNeutral() bool {
-	if f == nil {
-		return false
-	}
-	f.lock()
-	v := f.latencyNeutral
-	f.unlock()
-	return v
+	return others
 }
 
 // Refused notes that a node, or a layer, refused the attempt that is about to
@@ -415,9 +424,9 @@ func (f *Frame) Refusals() int {
 		return 0
 	}
 	f.lock()
-	v := len(f.refused)
+	n := len(f.refused)
 	f.unlock()
-	return v
+	return n
 }
 
 // Send notes that an attempt is now being sent to a node: its identity (key,
@@ -428,13 +437,31 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 		return 0
 	}
 	f.lock()
+	slept, refused := f.slept, f.refused
+	f.slept, f.refused = 0, nil
+	f.sent++
+	f.answered, f.answer, f.young = false, nil, false
+	if f.of == nil {
+		i := f.add(now, key, node, addr, slept, refused)
+		f.attempts[i].Why, f.attempts[i].Budget = f.why, f.budget
+		f.why, f.budget = "", 0
+		f.unlock()
+		return i
+	}
+	f.unlock()
+	f.of.lock()
+	i := f.of.add(now, key, node, addr, slept, refused)
+	f.of.attempts[i].Hedge = true
+	f.of.unlock()
+	return i
+}
+
+// add appends an attempt. The caller holds the lock.
+func (f *Frame) add(now time.Time, key any, node, addr string, slept time.Duration, refused []Refusal) int {
 	i := len(f.attempts)
 	f.attempts = append(f.attempts, Attempt{})
 	a := &f.attempts[i]
-	a.Node, a.Addr, a.Start, a.Slept, a.Refusals, a.key = node, addr, now, f.slept, f.refused, key
-	f.slept, f.refused = 0, nil
-	f.answered, f.answer, f.young = false, nil, false
-	f.unlock()
+	a.Node, a.Addr, a.Start, a.Slept, a.Refusals, a.key = node, addr, now, slept, refused, key
 	return i
 }
 
@@ -447,12 +474,24 @@ func (f *Frame) Answered(now time.Time, i int, answer any, status int, o outcome
 		return
 	}
 	f.lock()
+	if f.of == nil {
+		f.note(now, i, status, o)
+	}
+	f.answer, f.outcome, f.answered = answer, o, true
+	f.unlock()
+	if f.of != nil {
+		f.of.lock()
+		f.of.note(now, i, status, o)
+		f.of.unlock()
+	}
+}
+
+// note fills in attempt i. The caller holds the lock.
+func (f *Frame) note(now time.Time, i, status int, o outcome.Outcome) {
 	if i >= 0 && i < len(f.attempts) {
 		a := &f.attempts[i]
 		a.Headers, a.Status, a.Outcome = now.Sub(a.Start), status, o
 	}
-	f.answer, f.outcome, f.answered = answer, o, true
-	f.unlock()
 }
 
 // Outcome returns what the innermost layer made of an answer, which is either a
@@ -487,6 +526,7 @@ func (f *Frame) Ended(now time.Time, i int, o outcome.Outcome) {
 	if f == nil || f.log == nil {
 		return // bodies end on any goroutine: without a log there is no lock
 	}
+	f = f.call()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if i < len(f.attempts) {

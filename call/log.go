@@ -83,6 +83,10 @@ type Record struct {
 	Attempts []Attempt
 	// Refusals are those after the last attempt: why there was no other.
 	Refusals []Refusal
+	// GaveUp is why there was no other attempt although the last one had failed in
+	// a way that is tried again for some calls: a retry.Reason. Otherwise it is
+	// empty.
+	GaveUp string
 }
 
 // Attempt is one try of a call on one node.
@@ -94,6 +98,12 @@ type Attempt struct {
 	Start time.Time
 	// Slept is how long the call waited before it.
 	Slept time.Duration
+	// Why is what made it wait, or not: Backoff, Hint or NothingSent; empty for
+	// attempts that do not follow a failed one.
+	Why string
+	// Budget is how many more extra attempts the budget allowed when this one had
+	// been taken from it; of a budget that is off, math.MaxInt.
+	Budget int
 	// Headers is the time to the response's headers or to the error; 0 while
 	// it is awaited. Total is the time to the end of the body; 0 while open.
 	Headers, Total time.Duration
@@ -103,9 +113,24 @@ type Attempt struct {
 	Outcome outcome.Outcome
 	// Refusals are the nodes that were asked before and refused.
 	Refusals []Refusal
+	// Hedge says that the attempt was sent while another was under way. Of these
+	// the one whose answer the caller did not get is marked by its outcome's
+	// error, unless it had failed by itself.
+	Hedge bool
 
 	key any
 }
+
+// What [Attempt.Why] can be.
+const (
+	// Backoff: the call waited by its own rule.
+	Backoff = "backoff"
+	// Hint: the peer said how long to wait.
+	Hint = "hint"
+	// NothingSent: the failed attempt had not reached its node, and another one was
+	// tried at once.
+	NothingSent = "nothing sent"
+)
 
 // Refusal is a node or a layer that refused an attempt before it was sent.
 type Refusal struct {
@@ -128,6 +153,7 @@ func (f *Frame) Record() Record {
 	r := Record{
 		Info: f.info, Status: f.status, Err: f.err, Cache: f.cache,
 		Duration: f.took, Attempts: slices.Clone(f.attempts), Refusals: slices.Clone(f.refused),
+		GaveUp: f.gaveUp,
 	}
 	return r
 }
@@ -159,11 +185,17 @@ func (r Record) String() string {
 	for _, a := range r.Attempts {
 		if a.Slept > 0 {
 			fmt.Fprintf(&b, "; slept %s", round(a.Slept))
+			if a.Why == Hint {
+				b.WriteString(" as told")
+			}
 		}
 		writeRefusals(&b, a.Refusals)
 		b.WriteString("; " + a.String())
 	}
 	writeRefusals(&b, r.Refusals)
+	if r.GaveUp != "" && len(r.Refusals) == 0 { // else they say it
+		b.WriteString("; gave up: " + r.GaveUp)
+	}
 	return b.String()
 }
 
@@ -181,6 +213,9 @@ func (a Attempt) String() string {
 	}
 	if where == "" {
 		where = "sent"
+	}
+	if a.Hedge {
+		where = "hedge " + where
 	}
 	switch {
 	case a.Headers == 0 && a.Status == 0 && a.Outcome.Err == nil:

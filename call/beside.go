@@ -1,0 +1,63 @@
+package call
+
+// Lend prepares f for a frame that may be put beside it by another goroutine
+// ([Frame.Beside]) while f's own is busy with an attempt. Whoever calls it, on f's
+// goroutine, calls [Frame.Reclaim] there if no such frame was made.
+func (f *Frame) Lend() {
+	if f != nil && !f.shared {
+		f.shared, f.lent = true, true
+	}
+}
+
+// Reclaim undoes Lend: there is no frame beside f, and nobody will make one.
+func (f *Frame) Reclaim() {
+	if f != nil && f.lent {
+		f.shared, f.lent = false, false
+	}
+}
+
+// Beside returns a frame for a hedge: an attempt of f's call that is made while
+// one of f's own is under way. What is known of the call is the same in both,
+// the nodes that it has tried and its log among them; each has its own answer.
+// f has been lent, or is shared anyway. With elsewhere the attempt must not go to
+// a node that the call has tried.
+func (f *Frame) Beside(elsewhere bool) *Frame {
+	if f == nil {
+		return nil
+	}
+	f.lock()
+	defer f.unlock()
+	return &Frame{
+		info: f.info, chain: f.chain, entry: f.entry, log: f.log,
+		deadline: f.deadline, attemptTimeout: f.attemptTimeout, bodyIdle: f.bodyIdle, retrying: f.retrying,
+		latencyNeutral: f.latencyNeutral, subset: f.subset, elsewhere: elsewhere,
+		shared: true, of: f,
+	}
+}
+
+// Elsewhere reports whether the attempt must go to a node that the call has not
+// tried, or be refused.
+func (f *Frame) Elsewhere() bool { return f != nil && f.elsewhere }
+
+// Adopt makes the answer of a frame beside f that of f: see [Frame.Outcome]. Both
+// attempts are over.
+func (f *Frame) Adopt(beside *Frame) {
+	if f == nil {
+		return
+	}
+	beside.lock()
+	answer, o, answered := beside.answer, beside.outcome, beside.answered
+	beside.unlock()
+	f.lock()
+	f.answer, f.outcome, f.answered = answer, o, answered
+	f.unlock()
+}
+
+// call returns the frame that holds the call's attempts: f, or the one that f is
+// beside.
+func (f *Frame) call() *Frame {
+	if f.of != nil {
+		return f.of
+	}
+	return f
+}
