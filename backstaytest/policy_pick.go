@@ -164,8 +164,10 @@ func pickAllocates(t *policyTrial) {
 			"a pick that avoids a node":   {Now: time.Now(), Avoid: nodes[:1:1]},
 			"a pick that avoids them all": {Now: time.Now(), Avoid: nodes},
 		} {
-			var allocs float64
-			t.safely(what, func() { allocs = testing.AllocsPerRun(200, func() { a.picker.Pick(call) }) })
+			allocs := 1.0
+			for try := 0; try < 5 && allocs > 0; try++ { // what goes on beside is counted, too
+				t.safely(what, func() { allocs = testing.AllocsPerRun(200, func() { a.picker.Pick(call) }) })
+			}
 			if allocs > 0 {
 				t.Errorf("%s among %d nodes allocates %v times", what, n, allocs)
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/event"
 	"github.com/backstay/backstay/internal/clock"
+	"github.com/backstay/backstay/internal/hash"
 )
 
 // Balancer spreads the calls to one service over its nodes. It follows a
@@ -27,15 +28,20 @@ type Balancer struct {
 	resolver discovery.Resolver
 	cfg      Config
 	epoch    time.Time
+	checker  *checker // nil if nodes are not checked
 	draw     draw
 
 	tallyShift uint8  // how long nodes' tallies last
+	pinned     bool   // contexts may say where a call should go
 	closedGate uint64 // the gate of a node whose breaker is closed: gateFree or gateAsk
 
 	current atomic.Pointer[snapshot] // what picks use; nil until the first set
 	typical atomic.Uint64            // the median of the nodes' latencies, as the bits of a float64
 	failing atomic.Uint64            // the nodes' common failure rate, likewise
 	renewAt atomic.Int64             // when refresh is due
+	room    atomic.Int32             // how many more nodes may be ejected
+	fleet   fleetReports             // what the nodes report, on average
+	reads   bool                     // whether reports of load are wanted
 
 	hints  chan struct{}
 	ctx    context.Context //nolint:containedctx // the life of the balancer's goroutines
@@ -47,8 +53,10 @@ type Balancer struct {
 	order     []*Node // as the resolver yielded them
 	leaving   map[*Node]*time.Timer
 	timer     *time.Timer
+	sweepAt   int64 // when failure rates are looked at
 	closed    bool
 	lastErr   error
+	staleErr  error // since lastSet
 	lastSet   time.Time
 	changed   chan struct{} // closed and replaced at the first set and at each error before it
 	resolving bool
@@ -58,20 +66,28 @@ type Balancer struct {
 	watcherID int
 	layers    []*transport
 	events    event.Queue
+
+	tables tables // of Maglev
 }
 
 // snapshot is what a pick sees. It is immutable.
 type snapshot struct {
-	picker   Picker       // nil if nobody is eligible
-	peak     *p2cPeakEWMA // the same, if it is the default's: see choose
-	eligible []*Node      // what picker chooses from
-	probing  []*Node      // half-open: a few calls each, beside the policy
-	refusing []*Node      // open: asked only if there is nobody else
-	earliest *Node        // the one of refusing that may be tried first
-	nextTry  int64        // and when
-	expires  int64        // OnDemand: when to ask the resolver again
+	group            // what a pick chooses from, if there is but one; no picker if nobody is eligible
+	groups   []group // if there are several
+	eligible []*Node // those of all groups
+	standby  []*Node // well, and without a share of the calls
+	probing  []*Node // half-open: a few calls each, beside the policy
+	ejected  []*Node // a call now and then, to see whether they are well again
+	refusing []*Node // open: asked only if there is nobody else
+	earliest *Node   // the one of refusing that may be tried first
+	nextTry  int64   // and when
+	expires  int64   // OnDemand: when to ask the resolver again
+
+	subsets map[string]*snapshot // one for each of Config.Subsets
 
 	panicking bool // ejections are being ignored
+	closed    bool // or rather the calls refused
+	unmatched bool // a subset that no endpoint belongs to
 }
 
 // New returns a balancer for a service whose endpoints r finds. It supervises r
@@ -101,11 +117,17 @@ func start(service string, r discovery.Resolver, cfg Config) *Balancer {
 		hints: make(chan struct{}, 1), nodes: make(map[string]*Node), leaving: make(map[*Node]*time.Timer),
 		watchers: make(map[int]func()), changed: make(chan struct{}),
 	}
+	b.reads = readsReports(b.cfg.Policy)
 	b.tallyShift = tallyShift(cmp.Or(b.cfg.Breaker.Window, 10*time.Second))
+	keys, ok := b.cfg.Policy.(KeyReader)
+	b.pinned = ok && keys.ReadsKeys() || b.cfg.Override || len(b.cfg.Subsets) > 0
 	if b.cfg.Breaker.SlowTime > 0 || b.cfg.Breaker.Consecutive > 0 || b.cfg.Breaker.RampUp > 0 {
 		b.closedGate = gateAsk // these want to see every call
 	}
 	b.ctx, b.cancel = context.WithCancelCause(discovery.WithHints(context.Background(), b.hints))
+	if b.cfg.Health.enabled() {
+		b.startChecks()
+	}
 	if !b.cfg.OnDemand {
 		b.work.Go(b.follow)
 	}
@@ -154,27 +176,64 @@ func (b *Balancer) acquire(ctx context.Context, c *Call, frame *call.Frame, l *L
 			s, c.Now = known, clock.Now() // the wait is nothing that a node could be blamed for
 		}
 	}
+	switch {
+	case c.Node != "":
+		b.mu.Lock()
+		n := b.nodes[c.Node]
+		b.mu.Unlock()
+		return b.only(n, c, frame, l)
+	case c.Subset != "":
+		return b.chooseSubset(s, c, frame, l)
+	}
 	return b.choose(s, c, frame, l)
 }
 
-// choose takes a lease from s.
+// only takes a lease on the node that the call asks for, which is nil if there is no
+// such node.
+func (b *Balancer) only(n *Node, c *Call, frame *call.Frame, l *Lease) error {
+	if n == nil {
+		return &Error{Service: b.service, Err: fmt.Errorf("%w: there is no node %q", ErrNoNodes, c.Node)}
+	}
+	err := n.acquire(b, c, b.since(c.Now), l)
+	if err != nil {
+		frame.Refused(n.key, refuser(err), err)
+	}
+	return err
+}
+
+// groupSeed makes the group that a key falls to independent of its node there: else
+// a group would have the use of a part of Maglev's table only.
+const groupSeed = 0xba15
+
+// choose takes a lease from s, of whatever subset.
 func (b *Balancer) choose(s *snapshot, c *Call, frame *call.Frame, l *Lease) error {
-	if len(s.probing) > 0 && b.probe(s, c, l) {
+	if b.probes(s, c, l) {
 		return nil
 	}
 	if s.picker == nil {
 		return b.lastResort(s, c, nil, &refusals{frame: frame}, l)
 	}
+	g := &s.group
+	if s.groups != nil {
+		at := b.draw.uint64()
+		if c.Key != "" {
+			at = hash.String(groupSeed, c.Key)
+		}
+		g = s.draw(at >> 32)
+	}
 	at := b.since(c.Now)
 	var first *Node
-	if s.peak != nil {
+	if g.peak != nil {
 		// Not by way of the interface: copying the call costs a tenth of a pick.
-		first = s.peak.pick(c, at)
+		first = g.peak.pick(c, at)
 	} else {
-		first = s.picker.Pick(*c)
+		first = g.picker.Pick(*c)
 	}
 	if first == nil || (len(c.Avoid) > 0 && c.avoids(first)) {
 		first = b.another(s.eligible, c, first)
+		if len(s.standby) > 0 && c.avoids(first) {
+			first = b.another(s.standby, c, first)
+		}
 	}
 	err := first.acquire(b, c, at, l)
 	if err == nil {
@@ -245,10 +304,25 @@ func (b *Balancer) another(nodes []*Node, c *Call, fallback *Node) *Node {
 	return nodes[start]
 }
 
+// probes takes a lease on a node that is to be looked at, if this call is the one for
+// it.
+func (b *Balancer) probes(s *snapshot, c *Call, l *Lease) bool {
+	return len(s.probing)+len(s.ejected) > 0 && b.probe(s, c, l)
+}
+
 // probe gives half-open nodes their share of the calls. Their cost may be
 // anything, so the policy alone might never choose them, and they would never
 // be found well again.
+//
+// Ejected nodes get one when it is due; a retry has better chances elsewhere.
 func (b *Balancer) probe(s *snapshot, c *Call, l *Lease) bool {
+	if len(c.Avoid) == 0 { // a retry is no probe
+		for _, n := range s.ejected {
+			if at := b.since(c.Now); n.dueProbe(b, at) {
+				return n.acquire(b, c, at, l) == nil
+			}
+		}
+	}
 	i := b.draw.below(len(s.eligible) + len(s.probing))
 	if i >= len(s.probing) || c.avoids(s.probing[i]) {
 		return false
@@ -256,12 +330,14 @@ func (b *Balancer) probe(s *snapshot, c *Call, l *Lease) bool {
 	return s.probing[i].acquire(b, c, b.since(c.Now), l) == nil
 }
 
-// lastResort asks those that are half-open or open when no eligible node would
-// do, and then those that the call wanted to avoid; first has been asked. It says
+// lastResort asks those that stand by, are half-open or open when no eligible node
+// would do, and then those that the call wanted to avoid; first has been asked. It says
 // why if that is in vain.
 func (b *Balancer) lastResort(s *snapshot, c *Call, first *Node, why *refusals, l *Lease) error {
 	refusing := s.refusing
 	switch {
+	case s.closed:
+		return &Error{Service: b.service, Err: ErrPanic}
 	case len(s.eligible)+len(s.probing)+len(s.refusing) == 0:
 		return &Error{Service: b.service, Err: ErrNoNodes}
 	case len(s.eligible)+len(s.probing) == 0 && b.since(c.Now) < s.nextTry:
@@ -269,9 +345,9 @@ func (b *Balancer) lastResort(s *snapshot, c *Call, first *Node, why *refusals, 
 		// service should cost its callers nothing.
 		refusing = []*Node{s.earliest}
 	}
-	for i, nodes := range [...][]*Node{s.probing, refusing, s.eligible} {
+	for i, nodes := range [...][]*Node{s.standby, s.probing, refusing, s.eligible} {
 		for _, n := range nodes {
-			if i == 2 && (n == first || !c.avoids(n)) {
+			if i == 3 && (n == first || !c.avoids(n)) {
 				continue
 			}
 			err := n.acquire(b, c, b.since(c.Now), l)
@@ -382,16 +458,21 @@ func (b *Balancer) Eject(key string, d time.Duration) error {
 	if d <= 0 {
 		return fmt.Errorf("balancer: ejection of %q for %v, want > 0", key, d)
 	}
-	return b.setEjected(key, b.since(time.Time{})+int64(d))
+	now := b.since(time.Time{})
+	return b.setEjected(key, now+min(int64(d), math.MaxInt64-now))
 }
 
 // Restore ends a node's ejection. It returns an error if there is no such node.
-func (b *Balancer) Restore(key string) error { return b.setEjected(key, 0) }
+func (b *Balancer) Restore(key string) error { return b.setEjected(key, b.since(time.Time{})) }
 
 func (b *Balancer) setEjected(key string, until int64) error {
 	b.mu.Lock()
 	n := b.nodes[key]
 	if n != nil {
+		n.why = reason{kind: byHand}
+		n.unwell.And(^(probation | failureMask))
+		n.rowAnswers.Store(0)
+		n.rowLocal.Store(0)
 		n.ejected.Store(until)
 	}
 	b.mu.Unlock()
@@ -423,11 +504,15 @@ func (b *Balancer) Close() error {
 		b.wake()
 	}
 	layers := b.layers
+	nodes := slices.AppendSeq(slices.Clone(b.order), maps.Keys(b.leaving))
 	b.mu.Unlock()
 	b.cancel(ErrClosed)
 	b.current.Store(nil)
 	for _, l := range layers {
 		l.close()
+	}
+	for _, n := range nodes {
+		n.links.close()
 	}
 	b.work.Wait()
 	b.events.Flush()

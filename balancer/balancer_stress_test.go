@@ -70,11 +70,12 @@ func TestStressCallsWhileEverythingChanges(t *testing.T) {
 			every := make(map[*balancer.Node]bool)
 			stop := make(chan struct{})
 			var wg sync.WaitGroup
+			keys := []string{"", "a", "b"}
 			outcomes := []outcome.Outcome{success, success, success, success, failure, failure, throttled(time.Microsecond), cancelled, deadline}
 			crowd(&wg, 6, stop, func(random *rand.Rand) {
 				var l balancer.Lease
 				var err error
-				if call := (balancer.Call{LatencyNeutral: random.IntN(5) == 0}); random.IntN(4) == 0 {
+				if call := (balancer.Call{LatencyNeutral: random.IntN(5) == 0, Key: keys[random.IntN(len(keys))]}); random.IntN(4) == 0 {
 					l, err = b.View(func(n *balancer.Node) bool { return random.IntN(3) > 0 }).TryAcquire(call)
 				} else {
 					l, err = b.Acquire(context.Background(), call)
@@ -153,6 +154,15 @@ func concurrent(p balancer.Policy) balancer.Policy {
 		p.Rand = nil
 		return p
 	case balancer.WeightedRoundRobin:
+		p.Rand = nil
+		return p
+	case balancer.Rendezvous:
+		p.Rand = nil
+		return p
+	case balancer.Maglev:
+		p.Rand = nil
+		return p
+	case balancer.LeastRequest:
 		p.Rand = nil
 		return p
 	}

@@ -26,7 +26,9 @@ type contender struct {
 
 func contenders() []contender {
 	return []contender{
+		{"the default", byDefault, true, balancer.Config{Outliers: balancer.OutlierConfig{Consecutive: 5}}},
 		{"peak EWMA", byDefault, true, balancer.Config{}},
+		{"load report", byReports, true, balancer.Config{}},
 		// Slow start is a part of what the bar for cold nodes is about, so these do without.
 		{"in flight", func(r rand.Source) balancer.Policy { return balancer.P2C{Cost: balancer.InFlight{}, Rand: r} }, false, balancer.Config{SlowStart: -1}},
 		{"round robin", func(r rand.Source) balancer.Policy { return balancer.RoundRobin{Rand: r} }, false, balancer.Config{SlowStart: -1}},
@@ -34,6 +36,10 @@ func contenders() []contender {
 }
 
 func byDefault(r rand.Source) balancer.Policy { return balancer.P2C{Rand: r} }
+
+func byReports(r rand.Source) balancer.Policy {
+	return balancer.P2C{Cost: balancer.LoadReport{}, Rand: r}
+}
 
 func seeds() []uint64 {
 	if underRace {
@@ -48,9 +54,12 @@ func eachContender(t *testing.T, run func(s *sim, c contender) (passed bool, fig
 	t.Parallel()
 	list := contenders()
 	if underRace {
-		list = list[:1]
+		list = list[:2]
 	}
 	for _, c := range list {
+		if c.cfg.Outliers.Consecutive == 0 {
+			c.cfg.Outliers.Consecutive = -1 // the policy is to pass by itself
+		}
 		for _, seed := range seeds() {
 			t.Run(fmt.Sprintf("%s/seed %d", c.name, seed), func(t *testing.T) {
 				t.Parallel()
@@ -185,25 +194,99 @@ func TestBarColdNodeIsUsedAndHurtsNobody(t *testing.T) {
 	})
 }
 
-// Half of the nodes are half as fast, and each client sees only a twentieth of
-// what the nodes are doing.
+// A service grows from two nodes to six, while it is called as much as two of them
+// can bear. Within 30 s the new nodes carry what is theirs, and nobody waits longer
+// than before.
+func TestBarNewNodesSoonCarryTheirShare(t *testing.T) {
+	for _, seed := range seeds() {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSim(t, seed)
+			for range 6 {
+				s.addServer(4, func(time.Duration) (time.Duration, outcome.Outcome) { return s.serviceLaw(), success })
+			}
+			var feeds []*feed
+			for range 10 {
+				b, f := s.client(2, byDefault, balancer.Config{})
+				feeds = append(feeds, f)
+				s.poisson(fullRate(2)*0.6/10, 120*time.Second, func() { s.call(b, 0) })
+			}
+			s.at(60*time.Second, func() {
+				for _, f := range feeds {
+					f.yield(s.last(6)...)
+				}
+			})
+			s.run()
+			steady := percentile(s.between(10*time.Second, 60*time.Second), .999)
+			grown := percentile(s.between(60*time.Second, 90*time.Second), .999)
+			require.Less(t, grown, 2*steady)
+			later := s.between(90*time.Second, 120*time.Second)
+			for i := range 4 { // the last two were there before
+				got := share(later, func(c simCall) bool { return c.server == i })
+				require.InDelta(t, 1.0/6, got, 0.04, "server %d", i)
+			}
+			t.Logf("p99.9 is %v before and %v while it grows", steady, grown)
+		})
+	}
+}
+
+// unequalFleet plays a fleet half of which is half as fast, at nine tenths of what
+// it can do, with as many clients as servers: each sees but a small part of what the
+// servers are doing. All servers fail so many of the calls.
+func unequalFleet(s *sim, c contender, servers int, failing float64, length time.Duration) []simCall {
+	for i := range servers {
+		s.addServer(4, func(time.Duration) (time.Duration, outcome.Outcome) {
+			took := s.serviceLaw()
+			if i%2 == 0 {
+				took *= 2
+			}
+			if s.rand.Float64() < failing {
+				return took, failure
+			}
+			return took, success
+		})
+	}
+	rate := fullRate(float64(servers)*3/4) * 0.9 / float64(servers)
+	for range servers {
+		b, _ := s.client(servers, c.policy, c.cfg)
+		s.poisson(rate, length, func() { s.call(b, 5*time.Second) })
+	}
+	s.run()
+	return s.between(10*time.Second, length)
+}
+
 func TestBarUnequalFleetUnderManyClients(t *testing.T) {
 	eachContender(t, func(s *sim, c contender) (bool, string) {
-		for i := range 20 {
-			s.addServer(4, func(time.Duration) (time.Duration, outcome.Outcome) {
-				took := s.serviceLaw()
-				if i%2 == 0 {
-					took *= 2
-				}
-				return took, success
-			})
-		}
-		for range 20 {
-			b, _ := s.client(20, c.policy, c.cfg)
-			s.poisson(fullRate(15)*0.9/20, 50*time.Second, func() { s.call(b, 5*time.Second) })
-		}
-		s.run()
-		p99 := percentile(s.between(10*time.Second, 50*time.Second), .99)
+		p99 := percentile(unequalFleet(s, c, 20, 0, 50*time.Second), .99)
 		return p99 <= 380*time.Millisecond, fmt.Sprintf("p99 is %v, want <= 380ms", p99)
 	})
+}
+
+// With what the servers report, a client hardly need see anything by itself.
+func TestBarReportsMakeUpForWhatAClientDoesNotSee(t *testing.T) {
+	t.Parallel()
+	most := func(t *testing.T, servers int, policy func(rand.Source) balancer.Policy, failing float64, length, most time.Duration) {
+		t.Helper()
+		t.Parallel()
+		if underRace && servers > 20 {
+			t.Skip("takes too long under the race detector, and has one goroutine")
+		}
+		for _, seed := range seeds()[:1] {
+			synctest.Test(t, func(t *testing.T) {
+				p99 := percentile(unequalFleet(newSim(t, seed), contender{policy: policy}, servers, failing, length), .99)
+				t.Logf("p99 is %v", p99)
+				require.LessOrEqual(t, p99, most)
+			})
+		}
+	}
+	for _, failing := range []float64{0, 0.01} {
+		t.Run(fmt.Sprintf("20 by 20, %v fail", failing), func(t *testing.T) {
+			most(t, 20, byReports, failing, 50*time.Second, 290*time.Millisecond)
+		})
+		t.Run(fmt.Sprintf("100 by 100, %v fail", failing), func(t *testing.T) {
+			most(t, 100, byReports, failing, 20*time.Second, 300*time.Millisecond)
+		})
+		t.Run(fmt.Sprintf("100 by 100 by default, %v fail", failing), func(t *testing.T) {
+			most(t, 100, byDefault, failing, 20*time.Second, 600*time.Millisecond)
+		})
+	}
 }

@@ -38,4 +38,5 @@ func (n *Node) leave() {
 	for _, l := range layers {
 		l.drop(n)
 	}
+	n.links.close()
 }

@@ -3,7 +3,6 @@ package balancer
 import (
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/backstay/backstay/internal/clock"
@@ -51,71 +50,52 @@ func (n *Node) state(now int64) (NodeState, int64) {
 	if until := n.ejected.Load(); until > now {
 		return Ejected, until
 	}
+	if n.unhealthy.Load() {
+		return Unhealthy, 0
+	}
 	if n.endpoint.Load().Draining {
 		return Draining, 0
 	}
 	return Eligible, 0
 }
 
-// rebuild makes a new snapshot, with a new picker if who is eligible has changed
+// rebuild makes a new snapshot, with new pickers where who is eligible has changed
 // or fresh is set, and sets the timer for the next change that time alone will
 // bring. b.mu is held.
 func (b *Balancer) rebuild(fresh bool) {
 	now := b.since(clock.Now())
 	next := int64(math.MaxInt64)
-	s := new(snapshot)
-	var ejected, draining []*Node
-	states := make([]NodeState, len(b.order))
+	b.makeRoom(now)
+	if b.cfg.Outliers.judges() {
+		if now >= b.sweepAt {
+			b.sweep(now)
+		}
+		next = b.sweepAt
+	}
+	nodes := make([]judged, len(b.order))
 	for i, n := range b.order {
 		state, until := n.state(now)
+		found := state
 		if b.cfg.ObserveOnly && state != Draining {
 			state = Eligible
+			if found != Ejected && found != Unhealthy { // breakers tell for themselves
+				found = state
+			}
 		}
-		states[i] = state
 		if until != 0 {
 			next = min(next, until)
 		}
-		switch state {
-		case Open:
-			if s.earliest == nil || until < s.nextTry {
-				s.earliest, s.nextTry = n, until
-			}
-			s.refusing = append(s.refusing, n)
-		case HalfOpen:
-			s.probing = append(s.probing, n)
-		case Ejected:
-			ejected = append(ejected, n)
-		case Draining:
-			draining = append(draining, n)
-		default:
-			s.eligible = append(s.eligible, n)
-		}
+		nodes[i] = judged{n, state, found, until}
 	}
-	well := len(s.eligible) + len(s.probing) + len(draining)
-	if len(ejected) > 0 && float64(well) < b.cfg.PanicThreshold*float64(len(b.order)) {
-		s.panicking = true
-		s.eligible = append(s.eligible, ejected...)
-	}
-	if len(s.eligible) == 0 {
-		s.eligible = draining // better those than nobody
-	}
-	s.eligible = firstPriority(s.eligible)
-
 	old := b.current.Load()
-	switch {
-	case len(s.eligible) == 0:
-	case old != nil && !fresh && slices.Equal(old.eligible, s.eligible):
-		s.eligible, s.picker, s.peak = old.eligible, old.picker, old.peak
-	default:
-		s.picker = b.newPicker(s.eligible)
-		s.peak, _ = s.picker.(*p2cPeakEWMA)
-	}
+	s := b.arrange(nodes, old, fresh)
+	b.arrangeSubsets(s, old, nodes, fresh)
 	if b.cfg.OnDemand {
 		s.expires = b.since(b.resolveAt)
 	}
 	b.current.Store(s)
 
-	b.report(old, s, states)
+	b.report(old, s, nodes)
 	b.schedule(now, next)
 }
 
@@ -133,25 +113,8 @@ func (b *Balancer) newPicker(nodes []*Node) (p Picker) {
 	return b.cfg.Policy.NewPicker(nodes)
 }
 
-// firstPriority keeps the nodes of the most preferred priority.
-func firstPriority(nodes []*Node) []*Node {
-	if len(nodes) == 0 {
-		return nodes
-	}
-	least, same := nodes[0].endpoint.Load().Priority, true
-	for _, n := range nodes[1:] {
-		p := n.endpoint.Load().Priority
-		same = same && p == least
-		least = min(least, p)
-	}
-	if same {
-		return nodes
-	}
-	return slices.DeleteFunc(nodes, func(n *Node) bool { return n.endpoint.Load().Priority != least })
-}
-
 // report adds the events of what is different now. b.mu is held.
-func (b *Balancer) report(old, s *snapshot, states []NodeState) {
+func (b *Balancer) report(old, s *snapshot, nodes []judged) {
 	if b.cfg.Observer == nil {
 		return
 	}
@@ -159,16 +122,16 @@ func (b *Balancer) report(old, s *snapshot, states []NodeState) {
 	for _, n := range s.eligible {
 		inUse[n] = true
 	}
-	for i, n := range b.order {
-		state := states[i]
-		if state == Eligible && !inUse[n] {
+	for _, n := range nodes {
+		state := n.found
+		if state == Eligible && !inUse[n.Node] {
 			state = Standby
 		}
 		if was := n.reported; was != state {
 			n.reported = state
-			e := NodeChanged{Service: b.service, Node: n.key, From: was, To: state}
-			if _, until := n.state(b.since(clock.Now())); until > 0 && until < math.MaxInt64 {
-				e.Until = b.at(until)
+			e := NodeChanged{Service: b.service, Node: n.key, From: was, To: state, Reason: n.reason(state).String()}
+			if n.until > 0 && n.until < math.MaxInt64 {
+				e.Until = b.at(n.until)
 			}
 			b.events.Add(b.ctx, b.cfg.Observer, e)
 		}

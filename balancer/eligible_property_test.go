@@ -25,20 +25,41 @@ type modelNode struct {
 
 // eligible says who should get calls.
 func eligible(nodes map[string]*modelNode, threshold float64) []string {
-	var well, ejected, draining []*modelNode
+	type level struct {
+		well, ejected []*modelNode
+		draining      int
+		total         float64
+	}
+	levels := make(map[int]*level)
+	var draining []*modelNode
+	someWell := false
 	for _, n := range nodes {
+		l := levels[n.endpoint.Priority]
+		if l == nil {
+			l = new(level)
+			levels[n.endpoint.Priority] = l
+		}
+		l.total++
 		switch {
 		case n.forced:
 		case n.ejected.After(time.Now()):
-			ejected = append(ejected, n)
+			l.ejected = append(l.ejected, n)
 		case n.endpoint.Draining:
+			l.draining++
 			draining = append(draining, n)
 		default:
-			well = append(well, n)
+			l.well = append(l.well, n)
+			someWell = true
 		}
 	}
-	if float64(len(well)+len(draining)) < threshold*float64(len(nodes)) {
-		well = append(well, ejected...)
+	var well []*modelNode
+	for _, l := range levels {
+		// Without a limit to overprovisioning one node of any priority can bear it all.
+		canBear := someWell && len(levels) > 1
+		if !canBear && float64(len(l.well)+l.draining) < threshold*l.total {
+			well = append(well, l.ejected...)
+		}
+		well = append(well, l.well...)
 	}
 	if len(well) == 0 {
 		well = draining
@@ -62,7 +83,7 @@ func TestWhoIsEligibleFollowsTheRules(t *testing.T) {
 			t.Run(fmt.Sprintf("threshold %v/seed %d", threshold, seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					random := rand.New(rand.NewPCG(seed, 3))
-					r := newRig(t, anyOf(balancer.Config{PanicThreshold: threshold}), endpoints(most/2))
+					r := newRig(t, anyOf(balancer.Config{PanicThreshold: threshold, Overprovisioning: -1}), endpoints(most/2))
 					model := make(map[string]*modelNode)
 					for _, e := range endpoints(most / 2) {
 						model[e.Key()] = &modelNode{endpoint: e}

@@ -370,10 +370,10 @@ func TestDrainingNodesAreUnusedUnlessAlone(t *testing.T) {
 	})
 }
 
-func TestOnlyTheLowestPriorityIsUsed(t *testing.T) {
+func TestWithoutOverprovisioningOnlyTheLowestPriorityIsUsed(t *testing.T) {
 	list := endpoints(5)
 	list[2].Priority, list[3].Priority, list[4].Priority = 1, 1, 7
-	inBubble(t, anyOf(balancer.Config{PanicThreshold: -1}), list, func(t *testing.T, r *rig) {
+	inBubble(t, anyOf(balancer.Config{PanicThreshold: -1, Overprovisioning: -1}), list, func(t *testing.T, r *rig) {
 		require.Equal(t, []string{addr(0), addr(1)}, r.used())
 		require.NoError(t, r.Eject(addr(0), time.Minute))
 		require.Equal(t, []string{addr(1)}, r.used())

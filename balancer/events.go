@@ -37,9 +37,12 @@ const (
 	Open
 	// Ejected nodes are left alone for a time.
 	Ejected
+	// Unhealthy nodes have failed their health check.
+	Unhealthy
 	// Draining nodes finish what they have.
 	Draining
-	// Standby nodes have a lower priority than those in use.
+	// Standby nodes are well and get no calls, because those of a higher priority
+	// or of a nearer zone can take them all.
 	Standby
 	// Removed nodes have left the set and finish what they have.
 	Removed
@@ -47,8 +50,11 @@ const (
 
 // String returns the state's name in lower case.
 func (s NodeState) String() string {
-	return [...]string{"eligible", "half-open", "open", "ejected", "draining", "standby", "removed"}[s]
+	return [...]string{"eligible", "half-open", "open", "ejected", "unhealthy", "draining", "standby", "removed"}[s]
 }
+
+// MarshalText returns the state's name.
+func (s NodeState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // NodeChanged is emitted when a node's state changes.
 type NodeChanged struct {
@@ -59,14 +65,18 @@ type NodeChanged struct {
 	// Until is when the node will be tried again; zero where that is not a
 	// matter of time.
 	Until time.Time
+	// Reason says why, in a few words, such as "5 failures in a row", where To
+	// alone does not.
+	Reason string
 }
 
 // EventName is "balancer.node_changed".
 func (NodeChanged) EventName() string { return "balancer.node_changed" }
 
-// Level is Warn for a node that opens or is ejected, else Info.
+// Level is Warn for a node that opens, is ejected or fails its health check, else
+// Info.
 func (e NodeChanged) Level() slog.Level {
-	if e.To == Open || e.To == Ejected {
+	if e.To == Open || e.To == Ejected || e.To == Unhealthy {
 		return slog.LevelWarn
 	}
 	return slog.LevelInfo
@@ -80,6 +90,9 @@ func (e NodeChanged) LogValue() slog.Value {
 	}
 	if !e.Until.IsZero() {
 		attrs = append(attrs, slog.Time("until", e.Until))
+	}
+	if e.Reason != "" {
+		attrs = append(attrs, slog.String("reason", e.Reason))
 	}
 	return slog.GroupValue(attrs...)
 }
@@ -110,6 +123,31 @@ func (e PanicChanged) Level() slog.Level {
 func (e PanicChanged) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("service", e.Service), slog.Bool("on", e.On),
 		slog.Int("eligible", e.Eligible), slog.Int("total", e.Total))
+}
+
+// SubsetChanged is emitted when nobody belongs to a subset any more, and when
+// somebody does again.
+type SubsetChanged struct {
+	// Service and Subset are the service's and the subset's names.
+	Service, Subset string
+	// Nodes counts the subset's nodes.
+	Nodes int
+}
+
+// EventName is "balancer.subset_changed".
+func (SubsetChanged) EventName() string { return "balancer.subset_changed" }
+
+// Level is Warn for a subset without nodes, else Info.
+func (e SubsetChanged) Level() slog.Level {
+	if e.Nodes == 0 {
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// LogValue holds the event's fields.
+func (e SubsetChanged) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("service", e.Service), slog.String("subset", e.Subset), slog.Int("nodes", e.Nodes))
 }
 
 // ResolveFailed is emitted when a service's resolver reports an error, or warns of

@@ -44,6 +44,7 @@ func (b *Balancer) failed(err error) {
 		b.lastErr = err
 		b.wake()
 	default:
+		b.staleErr = err
 		e.Stale = clock.Now().Sub(b.lastSet)
 	}
 	b.events.Add(b.ctx, b.cfg.Observer, e)
@@ -188,10 +189,11 @@ func (b *Balancer) update(set discovery.Set) {
 	now := clock.Now()
 	ns := b.since(now)
 	first := b.lastSet.IsZero()
-	b.lastErr, b.lastSet = nil, now
+	b.lastErr, b.staleErr, b.lastSet = nil, nil, now
 	change := NodesChanged{Service: b.service}
 	seen := make(map[string]*Node, len(set.Endpoints))
 	order := make([]*Node, 0, len(set.Endpoints))
+	var joined []*Node
 	var moved []*Node // to another address, or with another name
 	anyOld := len(b.nodes) > 0
 	for _, e := range set.Endpoints {
@@ -203,6 +205,7 @@ func (b *Balancer) update(set discovery.Set) {
 		switch {
 		case n == nil:
 			n = b.newNode(key, e, ns, anyOld)
+			joined = append(joined, n)
 			change.Added = append(change.Added, key)
 		case !n.Endpoint().Equal(e):
 			old := n.Endpoint()
@@ -242,9 +245,12 @@ func (b *Balancer) update(set discovery.Set) {
 		b.wake()
 	}
 	b.mu.Unlock()
-	for _, n := range moved {
-		for _, l := range layers {
+	for _, l := range layers {
+		for _, n := range moved {
 			l.renew(n)
+		}
+		for _, n := range joined {
+			l.warm(n)
 		}
 	}
 	b.notify()
@@ -256,12 +262,14 @@ func (b *Balancer) newNode(key string, e discovery.Endpoint, now int64, slowStar
 	n.gate.Store(b.closedGate)
 	n.tally.Store(uint32(now >> b.tallyShift)) //nolint:gosec // modular
 	n.set(e)
+	if b.checker != nil {
+		b.checker.add(n)
+	}
 	if median := b.typicalLatency(); median > 0 {
 		n.seed(now, median)
 	}
 	if slowStart { // with all nodes new there is nobody to take the load meanwhile
-		n.rampEnd = now + int64(b.cfg.SlowStart)
-		n.unwell.Store(warming)
+		n.warmUp(now)
 	}
 	cfg := b.cfg.Breaker
 	cfg.Observer = event.Tee(event.ObserverFunc(func(_ context.Context, e event.Event) {

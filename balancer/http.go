@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/backstay/backstay/call"
@@ -55,6 +56,7 @@ func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
 	if closed {
 		l.close()
 	}
+	b.checker.layered(l)
 	return l
 }
 
@@ -67,8 +69,9 @@ type transport struct {
 	opaque      bool            // Next cannot be had per node
 	carries     bool            // there are layers below that want the frame
 	proxy       func(*http.Request) (*url.URL, error)
-	proxyByHost bool     // proxy's answers may be kept
-	proxied     sync.Map // its answers: bool by "scheme://host"
+	proxyByHost bool                   // proxy's answers may be kept
+	proxied     sync.Map               // its answers: bool by "scheme://host"
+	target      atomic.Pointer[target] // what is dialed ahead; nil until a call has told
 
 	mu     sync.Mutex
 	conns  map[*Node]*conn
@@ -85,9 +88,7 @@ func (l *transport) CloseIdleConnections() {
 	}
 	l.mu.Unlock()
 	for _, c := range conns {
-		if rt := c.rt.Load(); rt != nil {
-			rt.CloseIdleConnections()
-		}
+		c.closeIdle()
 	}
 	l.Base.CloseIdleConnections()
 }
@@ -102,6 +103,10 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 	b, direct := l.route(req)
 	var c Call
 	c.Now, c.Avoid, c.LatencyNeutral = call.Now(frame), b.tried(frame), frame.LatencyNeutral()
+	if !direct { // else nobody can tell the nodes apart
+		l.aim(&c, req, frame.Subset())
+		x.aim.subset, x.aim.only = c.Subset, c.Node != ""
+	}
 	ctx := req.Context()
 	if b.current.Load() == nil { // the first endpoints may be waited for
 		var cancel context.CancelFunc
@@ -121,6 +126,13 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 			return nil, err
 		}
 		n := x.lease.node
+		if frame.Elsewhere() && (len(c.Avoid) == 0 || c.avoids(n)) {
+			// There is no other node, or the attempt that this one is to hedge has not
+			// got one yet.
+			x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
+			layer.CloseBody(req)
+			return nil, &Error{Service: b.service, Err: ErrNoOther}
+		}
 		if tries == 2 || !n.hasLeft() {
 			return x.send(c.Now, direct, u)
 		}
@@ -134,9 +146,6 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 
 // tried lists the nodes that this call has been sent to before.
 func (b *Balancer) tried(frame *call.Frame) []*Node {
-	if frame.Attempts() == 0 {
-		return nil
-	}
 	var nodes []*Node
 	for _, key := range frame.TriedNodes() {
 		if n, ok := key.(*Node); ok && n.owner == b {
@@ -146,11 +155,18 @@ func (b *Balancer) tried(frame *call.Frame) []*Node {
 	return nodes
 }
 
-// untried reports whether there is an eligible node that this call has not been
-// sent to.
-func (b *Balancer) untried(frame *call.Frame) bool {
+// untried reports whether there is a node for this call that it has not been sent
+// to.
+func (b *Balancer) untried(frame *call.Frame, c aimed) bool {
 	s := b.current.Load()
-	return s != nil && slices.ContainsFunc(s.eligible, func(n *Node) bool { return !frame.Tried(n) })
+	if s == nil || c.only {
+		return false
+	}
+	if b.cfg.Subsets[c.subset].Strict {
+		s = s.subsets[c.subset]
+	}
+	fresh := func(n *Node) bool { return !frame.Tried(n) }
+	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
 }
 
 // URLError is why a request cannot be sent at all.
@@ -210,7 +226,10 @@ func (l *transport) loner() *Balancer {
 	if e.Validate() != nil {
 		e.Addr = "0.0.0.0" // nobody dials it
 	}
-	fresh := start(l.b.service, discovery.Static(e), l.b.cfg)
+	cfg := l.b.cfg
+	cfg.Health = HealthConfig{} // whatever is behind the name, it is no node
+	cfg.Subsets, cfg.Zones, cfg.Override = nil, ZoneConfig{}, false
+	fresh := start(l.b.service, discovery.Static(e), cfg)
 	l.mu.Lock()
 	if l.alone == nil {
 		l.alone = fresh
@@ -301,8 +320,16 @@ type exchange struct {
 	layer *transport
 	frame *call.Frame
 	req   *http.Request
+	out   http.Request // the attempt's own copy
 	lease Lease
-	index int // the attempt's, in the frame
+	index int   // the attempt's, in the frame
+	aim   aimed // where the call was to go
+}
+
+// aimed is where a call was to go.
+type aimed struct {
+	subset string
+	only   bool // to a node that it named
 }
 
 // untilCanceled returns a context that also ends when Request.Cancel is closed.
@@ -349,7 +376,8 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	}()
 
 	var limits attempt.Limits
-	limits.Attempt, limits.Deadline = x.frame.AttemptTimeout(), x.frame.Deadline()
+	limits.Watch = &n.watch
+	limits.Attempt, limits.Deadline, limits.BodyIdle = x.frame.AttemptTimeout(), x.frame.Deadline(), x.frame.BodyIdle()
 	if limits.Attempt == 0 {
 		limits.Attempt = l.b.cfg.AttemptTimeout
 	}
@@ -361,11 +389,14 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		ctx = call.Carry(ctx, x.frame)
 	}
 	x.Start(ctx, now, &limits)
-	out := x.Request(req)
+	out := x.Request(&x.out, req)
 	rt := l.Next
+	var c *conn
+	var written int64
 	if !direct {
-		c := l.conn(n)
-		if own := c.rt.Load(); own != nil {
+		c = l.conn(n)
+		written = c.written.Load()
+		if own := c.transport(req); own != nil {
 			rt = own
 		} else if err := c.readdress(out, u); err != nil {
 			layer.CloseBody(req)
@@ -385,12 +416,15 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	if err != nil {
 		layer.CloseResponse(resp) // it came too late, or along with the error
 		resp = nil
-		err = x.fail(err)
+		err = x.fail(c.unsent(err, written))
 		settled = true
 		return nil, err
 	}
 	now = clock.Now()
 	o := l.b.cfg.Classifier.Classify(req, resp, nil)
+	if l.b.reads {
+		x.lease.reportFrom(now, resp)
+	}
 	o = x.lease.Answered(now, o)
 	x.frame.Answered(now, x.index, resp, resp.StatusCode, o)
 	resp.Request = req
@@ -410,7 +444,7 @@ func (x *exchange) fail(err error) error {
 	x.lease.Done(now, o)
 	x.frame.Answered(now, x.index, nil, 0, o)
 	x.frame.Ended(now, x.index, o)
-	x.frame.SetOthers(x.lease.owner.untried(x.frame))
+	x.frame.SetOthers(x.lease.owner.untried(x.frame, x.aim))
 	return err
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,11 +18,15 @@ import (
 type conn struct {
 	layer *transport
 	node  *Node
-	// rt sends requests to the node and to no other; nil if they must be
+	// gen sends requests to the node and to no other; nil if they must be
 	// rewritten and sent through the layer's own.
-	rt   atomic.Pointer[http.Transport]
-	base dialFunc                // makes connections, as the template would
-	told atomic.Pointer[address] // where requests that are rewritten went last
+	gen       atomic.Pointer[generation]
+	own       *clientConns            // instead of gen, with Conns.ClientConns
+	replacing sync.Mutex              // held while gen is replaced
+	base      dialFunc                // makes connections, as the template would
+	told      atomic.Pointer[address] // where requests that are rewritten went last
+
+	written atomic.Int64 // bytes, over all connections
 
 	mu     sync.Mutex
 	open   map[*nodeConn]struct{}
@@ -64,142 +67,136 @@ func newConn(l *transport, n *Node) *conn {
 			c.base = new(net.Dialer).DialContext
 		}
 	}
-	c.renew()
+	if l.b.cfg.Conns.ClientConns == On {
+		c.own = newClientConns(c)
+	} else {
+		c.gen.Store(c.newGeneration())
+	}
 	return c
 }
 
 // renew begins with new connections, since the node's address or the name of its
-// certificate may be another now. Those in use are closed when they are not any
-// more: that is what a transport does after CloseIdleConnections.
+// certificate may be another now.
 func (c *conn) renew() {
-	if c.base == nil {
-		return
-	}
-	fresh := fromTemplate(c.layer.template, c.dial, c.layer.b.cfg.H2C, c.node.Endpoint().ServerName)
-	if old := c.rt.Swap(fresh); old != nil {
-		old.CloseIdleConnections()
+	if c.own != nil {
+		c.own.renew()
+	} else if g := c.gen.Load(); g != nil {
+		c.replace(g)
 	}
 }
 
-// ConnectError is why no connection to a node could be made: nothing was sent.
-type ConnectError struct {
-	// Node is the node's identity, Addr the address that was tried last.
-	Node, Addr string
-	// Err is the dialer's error.
-	Err error
-}
-
-// Error names the node and the cause, which names the address.
-func (e *ConnectError) Error() string {
-	return fmt.Sprintf("balancer: connecting to node %s: %v", e.Node, e.Err)
-}
-
-// Unwrap returns the dialer's error.
-func (e *ConnectError) Unwrap() error { return e.Err }
-
-// NotSent is true.
-func (e *ConnectError) NotSent() bool { return true }
-
-// Timeout reports whether the connection took too long.
-func (e *ConnectError) Timeout() bool {
-	var t interface{ Timeout() bool }
-	return errors.As(e.Err, &t) && t.Timeout()
-}
-
-// dial connects to the node, whatever address the transport thinks it has: that
-// is the service's name, and stands only for the port. The endpoint's other
-// addresses are tried after the first.
-func (c *conn) dial(ctx context.Context, _, service string) (net.Conn, error) {
-	e := c.node.Endpoint()
-	var last *ConnectError
-	for i := -1; i < len(e.Fallback); i++ {
-		addr := e.Addr
-		if i >= 0 {
-			addr = e.Fallback[i]
-		}
-		nc, err := c.dialOne(ctx, addr, service)
-		if err == nil {
-			return nc, nil
-		}
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		last = &ConnectError{Node: c.node.key, Addr: addr, Err: err}
+// fill sees to it that there are as many connections as there should be.
+func (c *conn) fill() {
+	if c.own != nil {
+		c.own.fill(*c.layer.target.Load())
+	} else {
+		c.gen.Load().fill()
 	}
-	c.layer.b.hint()
-	return nil, last
 }
 
-func (c *conn) dialOne(ctx context.Context, addr, service string) (net.Conn, error) {
-	_, port, _ := net.SplitHostPort(service)
-	network, addr, err := discovery.DialAddr(addr, port)
-	if err != nil {
-		return nil, err
+func (c *conn) errClosed() error { return &Error{Service: c.layer.b.service, Err: ErrClosed} }
+
+// unsent returns err as one that says that nothing was sent, if that is certain:
+// the connection failed at a write, and since the attempt began, when there were so
+// many bytes written to the node, nobody else has come through either. Which
+// connection net/http has taken for a call it does not say but to a trace, which
+// costs more than the rest of a call; so with calls going on beside this one it
+// mostly stays open whether it was sent. What net/http knows not to have sent, and
+// can repeat, it sends again by itself.
+func (c *conn) unsent(err error, written int64) error {
+	if c == nil || c.gen.Load() == nil || c.written.Load() != written {
+		return err
 	}
-	bound := c.layer.b.cfg.ConnectTimeout
-	dialing := ctx
-	if bound > 0 {
-		var cancel context.CancelFunc
-		dialing, cancel = context.WithTimeout(ctx, bound)
-		defer cancel()
+	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "write" {
+		return err
 	}
-	nc, err := c.base(dialing, network, addr)
-	if err != nil {
-		if dialing.Err() != nil && ctx.Err() == nil {
-			// A dialer may answer with its context's error, and that one would
-			// pass for the caller's deadline.
-			err = &net.OpError{Op: "dial", Net: network, Err: connectTimeout{addr, bound}}
-		}
-		return nil, err
-	}
-	return c.keep(nc)
+	return &unsentError{err}
 }
 
-// connectTimeout is os.ErrDeadlineExceeded that says where and after how long.
-type connectTimeout struct {
-	addr  string
-	after time.Duration
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
+func (e *unsentError) NotSent() bool { return true }
+
+// Timeout is what net/url.Error asks the error for that it wraps.
+func (e *unsentError) Timeout() bool {
+	t, ok := errors.AsType[net.Error](e.err)
+	return ok && t.Timeout()
 }
 
-func (t connectTimeout) Error() string {
-	return fmt.Sprintf("%s: %v after %v", t.addr, os.ErrDeadlineExceeded, t.after)
-}
-func (connectTimeout) Unwrap() error   { return os.ErrDeadlineExceeded }
-func (connectTimeout) Timeout() bool   { return true }
-func (connectTimeout) Temporary() bool { return true }
-
-// nodeConn is a connection that its owner can close from outside.
+// nodeConn is a connection that its owner can close from outside, and that counts
+// what it sends.
 type nodeConn struct {
 	net.Conn
-	owner *conn
+	conn *conn
+	gen  *generation // nil with Conns.ClientConns
+	wire *wire       // what is known of this connection alone; nil without
 }
 
-func (c *conn) keep(nc net.Conn) (net.Conn, error) {
-	kept := &nodeConn{Conn: nc, owner: c}
+func (g *generation) keep(nc net.Conn) (net.Conn, error) {
+	c := g.conn
+	kept := &nodeConn{Conn: nc, conn: c, gen: g}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		_ = nc.Close()
-		return nil, &Error{Service: c.layer.b.service, Err: ErrClosed}
+	if err := c.keep(kept); err != nil {
+		return nil, err
 	}
-	c.open[kept] = struct{}{}
+	g.opened()
 	return kept, nil
+}
+
+// keep has nc closed along with the others. c.mu is held.
+func (c *conn) keep(nc *nodeConn) error {
+	if c.closed {
+		_ = nc.Conn.Close()
+		return c.errClosed()
+	}
+	c.open[nc] = struct{}{}
+	return nil
 }
 
 // Close closes the connection and forgets it.
 func (nc *nodeConn) Close() error {
-	nc.owner.mu.Lock()
-	delete(nc.owner.open, nc)
-	nc.owner.mu.Unlock()
+	c := nc.conn
+	c.mu.Lock()
+	_, first := c.open[nc]
+	delete(c.open, nc)
+	c.mu.Unlock()
+	switch {
+	case !first:
+	case nc.wire != nil:
+		nc.wire.end()
+	default:
+		nc.gen.open.Add(-1)
+		nc.gen.fill()
+	}
 	return nc.Conn.Close()
+}
+
+// Write counts what was written.
+func (nc *nodeConn) Write(p []byte) (int, error) {
+	n, err := nc.Conn.Write(p)
+	nc.count(int64(n))
+	return n, err
 }
 
 // ReadFrom keeps the way open for sendfile, which the transport looks for.
 func (nc *nodeConn) ReadFrom(r io.Reader) (int64, error) {
 	if rf, ok := nc.Conn.(io.ReaderFrom); ok {
-		return rf.ReadFrom(r)
+		n, err := rf.ReadFrom(r)
+		nc.count(n)
+		return n, err
 	}
-	return io.Copy(struct{ io.Writer }{nc.Conn}, r)
+	return io.Copy(struct{ io.Writer }{nc}, r)
+}
+
+func (nc *nodeConn) count(n int64) {
+	if nc.wire != nil {
+		nc.wire.wrote(n)
+	} else {
+		nc.conn.written.Add(n)
+	}
 }
 
 // CloseWrite is for callers who take a connection over by a 101 response.
@@ -210,6 +207,25 @@ func (nc *nodeConn) CloseWrite() error {
 	return fmt.Errorf("balancer: CloseWrite: %w", http.ErrNotSupported)
 }
 
+// closeIdle closes the idle connections. None are made ahead of calls until the
+// next one.
+func (c *conn) closeIdle() {
+	if c.own != nil {
+		c.own.closeIdle()
+		return
+	}
+	g := c.gen.Load()
+	if g == nil {
+		return
+	}
+	c.mu.Lock()
+	g.warm.asleep = true
+	left := g.warm.spare
+	g.warm.spare = nil
+	c.mu.Unlock()
+	g.discard(left)
+}
+
 // close closes the node's connections, also those in use.
 func (c *conn) close() {
 	c.mu.Lock()
@@ -217,11 +233,18 @@ func (c *conn) close() {
 	open := make([]*nodeConn, 0, len(c.open))
 	for nc := range c.open {
 		open = append(open, nc)
+		if g := nc.gen; g != nil && g.timer != nil {
+			g.timer.Stop()
+		}
+	}
+	if g := c.gen.Load(); g != nil {
+		_ = g.end() // what it has to spare is open, too
 	}
 	c.mu.Unlock()
-	if rt := c.rt.Load(); rt != nil {
-		rt.CloseIdleConnections()
+	if c.own != nil {
+		c.own.close()
 	}
+	c.closeIdle()
 	for _, nc := range open {
 		// A TLS connection above would want to say goodbye and may block on a
 		// dead peer; this does not.

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
@@ -18,16 +19,16 @@ const manyIdle = 1 << 16
 // dialFunc is the type of http.Transport.DialContext.
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// fromTemplate returns a transport like t whose connections are made by dial
-// alone. t is not changed.
-func fromTemplate(t *http.Transport, dial dialFunc, h2c bool, serverName string) *http.Transport {
+// fromTemplate returns a transport like t, for one node, whose connections are made
+// by dial alone. t is not changed.
+func fromTemplate(t *http.Transport, dial dialFunc, cfg *Config, serverName string) *http.Transport {
 	http2 := speaksHTTP2(t) // before Clone, which prepares t for use and so changes it
 	n := t.Clone()
 	n.Proxy = nil // requests that a proxy applies to don't come here
 	n.Dial = nil  //nolint:staticcheck // DialContext wins, but nobody should wonder
 	n.DialContext = dial
 	switch {
-	case h2c:
+	case cfg.H2C:
 		n.Protocols = new(http.Protocols)
 		n.Protocols.SetUnencryptedHTTP2(true)
 		n.Protocols.SetHTTP2(true)
@@ -45,6 +46,16 @@ func fromTemplate(t *http.Transport, dial dialFunc, h2c bool, serverName string)
 		if t == http.DefaultTransport {
 			n.MaxIdleConns = 0 // its limit is meant for all hosts together
 		}
+	}
+	if cfg.Conns.Max > 0 {
+		n.MaxConnsPerHost = cfg.Conns.Max
+	}
+	if cfg.Conns.PingInterval > 0 {
+		if n.HTTP2 == nil {
+			n.HTTP2 = new(http.HTTP2Config)
+		}
+		n.HTTP2.SendPingTimeout = cmp.Or(n.HTTP2.SendPingTimeout, cfg.Conns.PingInterval)
+		n.HTTP2.PingTimeout = cmp.Or(n.HTTP2.PingTimeout, cfg.Conns.PingTimeout)
 	}
 	if serverName != "" {
 		if n.TLSClientConfig == nil {

@@ -94,15 +94,18 @@ func TestProtocolIsTheTemplates(t *testing.T) {
 			require.Equal(t, c.want, proto(direct, server.URL), "without a balancer")
 			direct.CloseIdleConnections()
 
-			b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: server.Listener.Addr().String()}), nil)
-			require.NoError(t, err)
-			defer b.Close()
-			rt := b.Layer(c.template())
-			require.Equal(t, c.want, proto(rt, "https://example.com"))
-			require.Len(t, b.Nodes(), 1)
-			require.Equal(t, 0, b.Nodes()[0].InFlight())
-			_, known := b.Nodes()[0].Latency(time.Now())
-			require.True(t, known, "it went by the node")
+			for _, ahead := range []int{0, 2} {
+				cfg := balancer.Config{Conns: balancer.ConnConfig{Min: ahead}}
+				b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: server.Listener.Addr().String()}), &cfg)
+				require.NoError(t, err)
+				defer b.Close()
+				rt := b.Layer(c.template())
+				require.Equal(t, c.want, proto(rt, "https://example.com"))
+				require.Len(t, b.Nodes(), 1)
+				require.Equal(t, 0, b.Nodes()[0].InFlight())
+				_, known := b.Nodes()[0].Latency(time.Now())
+				require.True(t, known, "it went by the node")
+			}
 		})
 	}
 }

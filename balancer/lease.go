@@ -147,17 +147,24 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 	} else if n.unwell.Load()&unansweredMask != 0 {
 		n.unwell.And(^unansweredMask)
 	}
+	row, flags := uint32(0), uint32(0)
 	switch {
 	case o.Class == outcome.Failure:
-		n.oneMore(failure, failureMask)
-	case n.unwell.Load()&failureMask != 0:
-		n.unwell.And(^failureMask)
+		row = n.oneMore(failure, failureMask)
+	case n.unwell.Load()&(failureMask|probation) != 0:
+		flags = n.unwell.And(^failureMask)
 	}
 	if o.Class == outcome.Success {
 		l.state |= leaseGood
 	}
 	n.observe(at, elapsed, &o, latencyNeutral)
 	counted := n.count(l, now, at, &o)
+	switch {
+	case row > 0:
+		l.owner.failedAgain(n, l.start, at, int(row), &o)
+	case flags != 0:
+		l.owner.wellAgain(n, flags, l.start, at)
+	}
 	l.owner.refresh(at)
 	return o, counted
 }

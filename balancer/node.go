@@ -7,6 +7,7 @@ import (
 
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/internal/attempt"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -37,10 +38,15 @@ type nodeRest struct {
 	key       string
 	endpoint  atomic.Pointer[discovery.Endpoint]
 	breaker   *breaker.Breaker
+	watch     attempt.Watch // the bounds of the attempts on the node
 	conn      atomic.Pointer[conn]
+	links     links        // connections of DialContext
 	ejected   atomic.Int64 // until when the node is ejected; 0: it is not
 	openUntil atomic.Int64 // while gateOpen
-	rampEnd   int64        // when slow start ends
+	unhealthy atomic.Bool  // by its health check
+	rampEnd   atomic.Int64 // when slow start ends
+	server    reports      // what it says of its own load
+	record                 // of its failures
 	reported  NodeState    // guarded by owner.mu: what observers know
 }
 
@@ -58,9 +64,11 @@ func answersOf(load uint64) uint64  { return load / oneAnswer % (oneAwaiting / o
 func awaitingOf(load uint64) uint64 { return load / oneAwaiting }
 
 // The bits of Node.unwell, which is 0 for a node that is well: flags for one that
-// has left the set and for one in its slow start, and two counts that stop at their
+// has left the set, for one in its slow start and for one that is ejected until a
+// call succeeds, and two counts that stop at their
 // top.
 const (
+	probation      uint32 = 1 << 18
 	warming        uint32 = 1 << 17
 	leaving        uint32 = 1 << 16
 	failure        uint32 = 1 << 8 // one in a row; up to 255
@@ -202,12 +210,18 @@ func (n *Node) inverseWeight(b *Balancer, now int64) float64 {
 	if n.unwell.Load()&warming == 0 {
 		return inverse
 	}
-	left := n.rampEnd - now
+	left := n.rampEnd.Load() - now
 	if left <= 0 {
 		n.unwell.And(^warming)
 		return inverse
 	}
 	return inverse / max(slowStartFloor, 1-float64(left)/float64(b.cfg.SlowStart))
+}
+
+// warmUp begins the node's slow start.
+func (n *Node) warmUp(now int64) {
+	n.rampEnd.Store(now + int64(n.owner.cfg.SlowStart))
+	n.unwell.Or(warming)
 }
 
 const slowStartFloor = 0.1

@@ -27,9 +27,14 @@ func (p P2C) NewPicker(nodes []*Node) Picker {
 		return &p2cPeakEWMA{base}
 	case InFlight, *InFlight:
 		return &p2cInFlight{base}
+	case LoadReport, *LoadReport:
+		return &p2cLoadReport{base}
 	}
 	return &p2cCost{p2c: base, cost: p.Cost}
 }
+
+// ReadsReports reports whether Cost does.
+func (p P2C) ReadsReports() bool { return readsReports(p.Cost) }
 
 type p2c struct {
 	nodes []*Node

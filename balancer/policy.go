@@ -17,6 +17,16 @@ type Call struct {
 	// count of those awaiting an answer: for long polls, whose latency says
 	// nothing about the node. Default: false.
 	LatencyNeutral bool
+	// Key is what policies that hash go by, [Rendezvous] and [Maglev]: calls with
+	// the same key go to the same node. Default: none, and they choose by load.
+	Key string
+	// Subset is the one of Config.Subsets that the call goes to. Default: all
+	// nodes.
+	Subset string
+	// Node is the identity of the only node that will do, to look into what is
+	// wrong with it: nothing but an open breaker, a full node or its having left
+	// keeps the call from it. Default: any.
+	Node string
 }
 
 func (c *Call) avoids(n *Node) bool { return slices.Contains(c.Avoid, n) }
@@ -39,6 +49,12 @@ type Policy interface {
 // looks after those that do. Returning nil leaves the choice to chance.
 type Picker interface {
 	Pick(call Call) *Node
+}
+
+// KeyReader is a [Policy] that goes by Call.Key: only for those are contexts looked
+// at for one ([WithKey]).
+type KeyReader interface {
+	ReadsKeys() bool
 }
 
 // PolicyFunc is a function that is a [Policy].

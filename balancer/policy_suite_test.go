@@ -19,7 +19,12 @@ func TestPoliciesKeepTheirContract(t *testing.T) {
 		"P2C own cost":         {balancer.P2C{Cost: costFunc(func(n *balancer.Node, _ time.Time) float64 { return float64(n.Awaiting()) })}, backstaytest.PolicyOptions{}},
 		"round robin":          {balancer.RoundRobin{}, backstaytest.PolicyOptions{}},
 		"random":               {balancer.Random{}, backstaytest.PolicyOptions{}},
+		"rendezvous":           {balancer.Rendezvous{}, backstaytest.PolicyOptions{}},
+		"maglev":               {balancer.Maglev{}, backstaytest.PolicyOptions{}},
 		"weighted round robin": {balancer.WeightedRoundRobin{}, backstaytest.PolicyOptions{Weighted: true}},
+		"reported weights":     {balancer.WeightedRoundRobin{Reported: true}, backstaytest.PolicyOptions{Weighted: true}},
+		"P2C load report":      {balancer.P2C{Cost: &balancer.LoadReport{}}, backstaytest.PolicyOptions{}},
+		"least request":        {balancer.LeastRequest{}, backstaytest.PolicyOptions{}},
 	} {
 		t.Run(name, func(t *testing.T) { backstaytest.TestPolicy(t, c.policy, &c.opts) })
 	}

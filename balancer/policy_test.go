@@ -27,7 +27,12 @@ func policies(seed uint64) map[string]balancer.Policy {
 		"P2C own cost":         balancer.P2C{Cost: costFunc(func(*balancer.Node, time.Time) float64 { return 1 }), Rand: source()},
 		"round robin":          balancer.RoundRobin{Rand: source()},
 		"weighted round robin": balancer.WeightedRoundRobin{Rand: source()},
+		"reported weights":     balancer.WeightedRoundRobin{Reported: true, Rand: source()},
+		"P2C load report":      balancer.P2C{Cost: balancer.LoadReport{}, Rand: source()},
+		"least request":        balancer.LeastRequest{Rand: source()},
 		"random":               balancer.Random{Rand: source()},
+		"rendezvous":           balancer.Rendezvous{Rand: source()},
+		"maglev":               balancer.Maglev{Rand: source()},
 		"first of all": balancer.PolicyFunc(func(nodes []*balancer.Node) balancer.Picker {
 			return balancer.PickerFunc(func(balancer.Call) *balancer.Node { return nodes[0] })
 		}),

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/balancer/loadreport"
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/outcome"
 )
@@ -87,11 +88,13 @@ type simServer struct {
 	cores   int
 	busy    int
 	queue   []func()
+	load    loadreport.Server // what its responses report
 	service func(now time.Duration) (service time.Duration, o outcome.Outcome)
 }
 
 func (s *sim) addServer(cores int, service func(now time.Duration) (time.Duration, outcome.Outcome)) *simServer {
 	server := &simServer{sim: s, id: len(s.servers), cores: cores, service: service}
+	server.load.Capacity = max(cores, 1)
 	s.servers = append(s.servers, server)
 	s.byKey[server.addr()] = server
 	return server
@@ -99,21 +102,28 @@ func (s *sim) addServer(cores int, service func(now time.Duration) (time.Duratio
 
 func (s *simServer) addr() string { return addr(s.id) }
 
-// serve calls done when the server has answered.
-func (s *simServer) serve(done func(outcome.Outcome)) {
+// answered is told what came of a call, and what the server reports with it.
+type answered func(outcome.Outcome, loadreport.Report)
+
+// serve calls done when the server has answered. It reports as one does that has
+// taken the call in at once: waiting is a part of its service time.
+func (s *simServer) serve(done answered) {
+	request := s.load.Begin(time.Now())
 	if s.cores > 0 && s.busy == s.cores {
-		s.queue = append(s.queue, func() { s.begin(done) })
+		s.queue = append(s.queue, func() { s.begin(&request, done) })
 		return
 	}
-	s.begin(done)
+	s.begin(&request, done)
 }
 
-func (s *simServer) begin(done func(outcome.Outcome)) {
+func (s *simServer) begin(request *loadreport.Request, done answered) {
 	took, o := s.service(s.sim.now())
 	s.busy++
 	s.sim.at(s.sim.now()+took, func() {
 		s.busy--
-		done(o)
+		report := request.Answered(time.Now(), o.Class == outcome.Failure)
+		request.Done(time.Now())
+		done(o, report)
 		if len(s.queue) > 0 {
 			next := s.queue[0]
 			s.queue = s.queue[1:]
@@ -155,10 +165,11 @@ func (s *sim) call(b *balancer.Balancer, deadline time.Duration) {
 	server := s.byKey[l.Node().Key()]
 	index := len(s.calls)
 	s.calls = append(s.calls, simCall{at: start, server: server.id, latency: -1})
-	finish := func(o outcome.Outcome) {
+	finish := func(o outcome.Outcome, report loadreport.Report) {
 		if s.calls[index].latency >= 0 {
 			return
 		}
+		l.Report(time.Now(), report)
 		s.calls[index].latency = s.now() - start
 		s.calls[index].failed = o.Class != outcome.Success
 		l.Done(time.Now(), o)
@@ -166,7 +177,7 @@ func (s *sim) call(b *balancer.Balancer, deadline time.Duration) {
 	server.serve(finish)
 	if deadline > 0 {
 		s.at(start+deadline, func() {
-			finish(outcome.Outcome{Class: outcome.Neutral, Err: context.DeadlineExceeded})
+			finish(outcome.Outcome{Class: outcome.Neutral, Err: context.DeadlineExceeded}, loadreport.Report{})
 		})
 	}
 }

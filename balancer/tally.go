@@ -122,6 +122,12 @@ func (n *Node) takeAnswers() uint64 {
 
 // addRate adds to the rate and ages it by weight.
 func (n *Node) addRate(weight, answers, failures float32) {
+	if answers > 0 {
+		n.answered.Add(int64(answers))
+	}
+	if failures > 0 {
+		n.failedCalls.Add(int64(failures))
+	}
 	for {
 		word := n.rate.Load()
 		a, f := unpackRate(word)

@@ -18,6 +18,9 @@ type View struct {
 // View returns a view of the nodes for which ready answers true, with a picker
 // of its own. A nil ready means all.
 func (b *Balancer) View(ready func(*Node) bool) *View {
+	if b.cfg.OnDemand {
+		b.demand(clock.Now())
+	}
 	s := b.current.Load()
 	if s == nil {
 		return &View{b: b}
@@ -25,14 +28,47 @@ func (b *Balancer) View(ready func(*Node) bool) *View {
 	if ready == nil {
 		return &View{b: b, s: s}
 	}
+	return &View{b: b, s: b.keep(s, ready)}
+}
+
+// keep returns s with only the nodes that are ready, and new pickers for them.
+func (b *Balancer) keep(s *snapshot, ready func(*Node) bool) *snapshot {
 	kept := &snapshot{
-		eligible: keep(s.eligible, ready), probing: keep(s.probing, ready), refusing: keep(s.refusing, ready),
+		eligible: keep(s.eligible, ready), standby: keep(s.standby, ready),
+		probing: keep(s.probing, ready), refusing: keep(s.refusing, ready), ejected: keep(s.ejected, ready),
+		closed: s.closed,
 	}
-	if len(kept.eligible) > 0 {
-		kept.picker = b.newPicker(kept.eligible)
-		kept.peak, _ = kept.picker.(*p2cPeakEWMA)
+	all := s.groups
+	if all == nil && s.picker != nil {
+		all = []group{s.group}
 	}
-	return &View{b: b, s: kept}
+	var groups []group
+	for _, g := range all {
+		if g.nodes = keep(g.nodes, ready); len(g.nodes) > 0 {
+			g.picker = b.newPicker(g.nodes)
+			g.peak, _ = g.picker.(*p2cPeakEWMA)
+			groups = append(groups, g)
+		}
+	}
+	if len(groups) == 0 && len(kept.standby) > 0 {
+		kept.eligible, kept.standby = kept.standby, nil
+		p := b.newPicker(kept.eligible)
+		peak, _ := p.(*p2cPeakEWMA)
+		groups = []group{{nodes: kept.eligible, picker: p, peak: peak, share: 1}}
+	}
+	if len(groups) > 0 {
+		kept.group = groups[0]
+	}
+	if len(groups) > 1 {
+		kept.groups = cumulate(groups)
+	}
+	if len(s.subsets) > 0 {
+		kept.subsets = make(map[string]*snapshot, len(s.subsets))
+		for name, sub := range s.subsets {
+			kept.subsets[name] = b.keep(sub, ready)
+		}
+	}
+	return kept
 }
 
 func keep(nodes []*Node, ready func(*Node) bool) []*Node {
@@ -53,8 +89,27 @@ func (v *View) TryAcquire(call Call) (l Lease, err error) {
 		return Lease{}, &Error{Service: v.b.service, Err: ErrNoNodes}
 	}
 	call.Now = clock.Or(call.Now)
-	err = v.b.choose(v.s, &call, nil, &l)
+	switch {
+	case call.Node != "":
+		err = v.b.only(v.s.find(call.Node), &call, nil, &l)
+	case call.Subset != "":
+		err = v.b.chooseSubset(v.s, &call, nil, &l)
+	default:
+		err = v.b.choose(v.s, &call, nil, &l)
+	}
 	return l, err
+}
+
+// find returns the node of the snapshot with that identity, or nil.
+func (s *snapshot) find(key string) *Node {
+	for _, nodes := range [...][]*Node{s.eligible, s.standby, s.probing, s.refusing, s.ejected} {
+		for _, n := range nodes {
+			if n.key == key {
+				return n
+			}
+		}
+	}
+	return nil
 }
 
 // Subscribe has changed called after every change of the balancer's nodes or of

@@ -1,0 +1,222 @@
+package balancer
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"sync"
+	"sync/atomic"
+
+	"github.com/backstay/backstay/internal/attempt"
+	"github.com/backstay/backstay/internal/layer"
+)
+
+// clientConns is how a node is reached with Conns.ClientConns: by pools of
+// connections that net/http makes and speaks over, but does not keep. There is
+// one for each scheme and host that requests name.
+type clientConns struct {
+	conn *conn
+	last atomic.Pointer[pool] // mostly the only one
+
+	mu     sync.Mutex
+	pools  map[hostKey]*pool
+	closed bool
+
+	phrases phrases
+}
+
+func newClientConns(c *conn) *clientConns {
+	return &clientConns{conn: c, pools: make(map[hostKey]*pool)}
+}
+
+// maxSends is how often a request is sent before others have to decide what to do,
+// as in net/http's HTTP/2.
+const maxSends = 6
+
+// RoundTrip sends req over one of the node's connections, and over another one
+// if it turns out that the node has not seen it, or where net/http would repeat it.
+func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
+	out, body := trackBody(req)
+	trace := httptrace.ContextClientTrace(req.Context())
+	for sends := 1; ; sends++ {
+		p := cs.pool(req.URL)
+		if p.http1 != nil && req.Header["Upgrade"] != nil {
+			return p.http1.RoundTrip(req)
+		}
+		if trace != nil && trace.GetConn != nil {
+			trace.GetConn(p.addr)
+		}
+		m, err := p.acquire(req)
+		if err == errReplaced { //nolint:errorlint // it goes no further than here
+			sends--
+			continue
+		}
+		if err != nil {
+			layer.CloseBody(out)
+			return nil, err
+		}
+		used, written := m.used.Load(), m.wire.written.Load()
+		if trace != nil && trace.GotConn != nil {
+			trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
+		}
+		resp, err := m.cc.RoundTrip(out)
+		if err == nil {
+			m.answered()
+			m.release()
+			return resp, nil
+		}
+		err, repeat := m.failed(out, body, err, used, written)
+		m.release()
+		layer.CloseBody(out) // net/http does not where it has not come so far
+		if repeat && sends < maxSends {
+			if again, next, ok := rewound(out, body); ok {
+				out, body = again, next
+				continue
+			}
+		}
+		return nil, err
+	}
+}
+
+// pool returns the pool for u.
+func (cs *clientConns) pool(u *url.URL) *pool {
+	key := hostKey{u.Scheme, u.Host}
+	if p := cs.last.Load(); p != nil && p.key == key {
+		return p
+	}
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	p := cs.pools[key]
+	if p == nil {
+		p = newPool(cs, key)
+		if cs.closed {
+			p.ended = cs.conn.errClosed()
+		}
+		cs.pools[key] = p
+	}
+	cs.last.Store(p)
+	return p
+}
+
+// take empties cs and returns its pools.
+func (cs *clientConns) take() map[hostKey]*pool {
+	pools := cs.pools
+	cs.pools = make(map[hostKey]*pool)
+	cs.last.Store(nil)
+	return pools
+}
+
+// renew begins with new connections.
+func (cs *clientConns) renew() {
+	cs.mu.Lock()
+	pools := cs.take()
+	cs.mu.Unlock()
+	for _, p := range pools {
+		p.end(errReplaced)
+	}
+	if to := cs.conn.layer.target.Load(); to != nil {
+		cs.fill(*to)
+	}
+}
+
+// fill has connections made ahead of calls.
+func (cs *clientConns) fill(to target) {
+	u := url.URL{Scheme: "http", Host: to.service}
+	if to.secure {
+		u.Scheme = "https"
+	}
+	cs.pool(&u).fill()
+}
+
+func (cs *clientConns) closeIdle() {
+	cs.mu.Lock()
+	pools := make([]*pool, 0, len(cs.pools))
+	for _, p := range cs.pools {
+		pools = append(pools, p)
+	}
+	cs.mu.Unlock()
+	for _, p := range pools {
+		p.closeIdle()
+	}
+}
+
+// close ends all pools. Connections that are in use are left.
+func (cs *clientConns) close() {
+	cs.mu.Lock()
+	cs.closed = true
+	pools := cs.take()
+	cs.mu.Unlock()
+	for _, p := range pools {
+		p.end(cs.conn.errClosed())
+	}
+}
+
+// trackedBody is a request's body that tells what was done to it.
+type trackedBody struct {
+	io.ReadCloser
+	read, failed, closed atomic.Bool
+}
+
+func (b *trackedBody) Read(p []byte) (int, error) {
+	b.read.Store(true)
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		b.failed.Store(true)
+	}
+	return n, err
+}
+
+func (b *trackedBody) Close() error {
+	if b.closed.Swap(true) {
+		return nil
+	}
+	return b.ReadCloser.Close()
+}
+
+// trackBody returns req with its body tracked, unless that says nothing: there is
+// none, or one in memory that can be had again.
+func trackBody(req *http.Request) (*http.Request, *trackedBody) {
+	if req.Body == nil || req.Body == http.NoBody || req.GetBody != nil && attempt.Small(req) {
+		return req, nil
+	}
+	out := *req
+	body := &trackedBody{ReadCloser: req.Body}
+	out.Body = body
+	return &out, body
+}
+
+// rewound returns a request that can be sent in place of out, if there is one.
+func rewound(out *http.Request, body *trackedBody) (*http.Request, *trackedBody, bool) {
+	if out.Body == nil || out.Body == http.NoBody {
+		return out, nil, true
+	}
+	if out.GetBody == nil {
+		return nil, nil, false
+	}
+	rc, err := out.GetBody()
+	if err != nil {
+		return nil, nil, false
+	}
+	again := *out
+	again.Body = rc
+	if body != nil {
+		body = &trackedBody{ReadCloser: rc}
+		again.Body = body
+	}
+	return &again, body, true
+}
+
+// canceled returns why req needs no answer any more.
+func canceled(req *http.Request) error {
+	select {
+	case <-req.Cancel: //nolint:staticcheck // deprecated, but not gone
+		return errRequestCanceled
+	default:
+	}
+	if ctx := req.Context(); ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}

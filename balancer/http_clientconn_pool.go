@@ -1,0 +1,409 @@
+package balancer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// pool is a node's connections for one scheme and host.
+//
+// A member waits in free while it has room for a call; whoever takes it out puts
+// it back if there is room for more, and net/http says when there is room again.
+// Nothing of net/http's is called with mu held: it answers with the state hook, on
+// the same goroutine (golang/go#80680), and with locks of its own.
+type pool struct {
+	owner *clientConns
+	conn  *conn
+	key   hostKey
+	addr  string          // host and port, in ASCII
+	t     *http.Transport // makes connections
+	http1 *http.Transport // for calls that need HTTP/1.1 where the pool may speak HTTP/2; else nil
+	quota int             // calls for each connection, before jitter; 0: no limit
+	most  int             // connections; 0: no limit
+	lanes int             // over how many connections of HTTP/2 calls are spread
+	h2c   bool            // HTTP/2 without TLS
+	idle  time.Duration   // how long an HTTP/1.1 connection may be; 0: for ever
+	keep  int             // how many of them may be idle; 0: all
+
+	ctx    context.Context //nolint:containedctx // of the dials
+	cancel context.CancelFunc
+
+	mu      sync.Mutex
+	ended   error // why it takes no more calls
+	known   bool  // by a first connection, whether
+	shared  bool  // it is HTTP/2, whose connections carry many calls
+	members map[*clientConn]struct{}
+	free    []*clientConn // of which the first is the next one
+	waiting []*waiter
+	dialing int
+	inHand  int         // calls that have taken an HTTP/2 connection and are about to give it back
+	sweeper *time.Timer // closes what is idle; nil if nothing is
+
+	filling, asleep bool
+	failures        int // in a row: dials ahead, and connections lost that had never been used
+}
+
+// clientConn is one connection.
+type clientConn struct {
+	pool  *pool
+	cc    *http.ClientConn
+	wire  *wire
+	since int64       // when it was made
+	quota int         // calls that it takes; 0: no limit
+	age   *time.Timer // at which it is retired; may be nil
+
+	used    atomic.Bool  // has answered a call
+	streams atomic.Int32 // how many there may be at once, when they were last counted
+	picks   atomic.Int32 // calls that it has been picked for and that have no answer yet
+	retired atomic.Bool  // it gets no more, and is closed when it is idle
+
+	// Guarded by pool.mu.
+	queued bool  // it is in free
+	calls  int   // it was picked for
+	put    int64 // when it was put there
+}
+
+// waiter is a call that waits for a connection.
+type waiter struct {
+	ctx   context.Context //nolint:containedctx // for the dial
+	ready chan struct{}   // closed when one of these is set
+	m     *clientConn
+	err   error
+}
+
+// errReplaced means that the pool has been replaced meanwhile.
+var errReplaced = errors.New("balancer: these connections have been replaced")
+
+// acquire returns a connection for one call, which has a place there and either
+// uses or releases it. An error has not touched the request.
+func (p *pool) acquire(req *http.Request) (*clientConn, error) {
+	ctx := req.Context()
+	if err := canceled(req); err != nil {
+		return nil, err
+	}
+	for again := false; ; again = true {
+		p.mu.Lock()
+		if p.ended != nil {
+			p.mu.Unlock()
+			return nil, p.ended
+		}
+		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing >= p.lanes) {
+			m := p.free[0]
+			p.remove(0)
+			p.pick(m)
+			p.mu.Unlock()
+			if m.reserve() {
+				return m, nil
+			}
+			continue
+		}
+		p.asleep = false
+		w := &waiter{ctx: ctx, ready: make(chan struct{})}
+		if again { // it has waited before
+			p.waiting = slices.Insert(p.waiting, 0, w)
+		} else {
+			p.waiting = append(p.waiting, w)
+		}
+		p.dialMore()
+		p.mu.Unlock()
+		select {
+		case <-w.ready:
+		case <-ctx.Done():
+			return nil, p.leave(w, req)
+		case <-req.Cancel: //nolint:staticcheck // deprecated, but not gone
+			return nil, p.leave(w, req)
+		}
+		if w.err != nil {
+			return nil, w.err
+		}
+		if w.m.reserve() {
+			return w.m, nil
+		}
+	}
+}
+
+// leave gives back what w may have got, and returns why it goes.
+func (p *pool) leave(w *waiter, req *http.Request) error {
+	p.mu.Lock()
+	if i := slices.Index(p.waiting, w); i >= 0 {
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+	}
+	m := w.m
+	p.mu.Unlock()
+	if m != nil {
+		m.unused(true)
+	}
+	return canceled(req)
+}
+
+// remove takes the i-th member out of free. p.mu is held.
+func (p *pool) remove(i int) {
+	p.free[i].queued = false
+	p.free = slices.Delete(p.free, i, i+1)
+}
+
+// pick gives m a call. p.mu is held.
+func (p *pool) pick(m *clientConn) {
+	m.picks.Add(1)
+	m.calls++
+	if m.wire.http2 {
+		p.inHand++
+	}
+	if m.calls == m.quota {
+		p.spend(m)
+	}
+}
+
+// spend sees to it that m gets no more calls. p.mu is held; the caller sees to
+// it that m is closed when it is idle.
+func (p *pool) spend(m *clientConn) {
+	m.retired.Store(true)
+	delete(p.members, m)
+	if m.queued {
+		p.remove(slices.Index(p.free, m))
+	}
+	p.dialMore() // it may have been one too many
+}
+
+// offer gives m, which has room, to a call that waits, or keeps it for the next.
+func (p *pool) offer(m *clientConn, first bool) {
+	p.mu.Lock()
+	p.place(m, first)
+}
+
+// place is offer with p.mu held, which it gives back.
+func (p *pool) place(m *clientConn, first bool) {
+	if m.queued || m.retired.Load() {
+		p.dialMore()
+		p.mu.Unlock()
+		return
+	}
+	if len(p.waiting) > 0 {
+		w := p.waiting[0]
+		p.waiting = slices.Delete(p.waiting, 0, 1)
+		w.m = m
+		p.pick(m)
+		p.mu.Unlock()
+		close(w.ready)
+		return
+	}
+	if p.keep > 0 && !m.wire.http2 && len(p.free) >= p.keep {
+		p.mu.Unlock()
+		m.retire()
+		return
+	}
+	m.queued = true
+	if p.idle > 0 {
+		m.put = p.conn.layer.b.since(time.Time{})
+	}
+	if first || m.wire.http2 && len(p.members) > p.lanes { // the more there are, the sooner are some idle
+		p.free = slices.Insert(p.free, 0, m)
+	} else {
+		p.free = append(p.free, m)
+	}
+	p.sweepLater()
+	p.mu.Unlock()
+}
+
+// reserve has net/http keep a place for a call that m was picked for, or lets m go.
+func (m *clientConn) reserve() bool {
+	if m.cc.Reserve() == nil {
+		if !m.wire.http2 {
+			return true
+		}
+		room := m.cc.Available()
+		if room > 0 {
+			m.streams.Store(int32(min(room+m.cc.InFlight(), math.MaxInt32)))
+		}
+		m.handBack(room > 0)
+		return true
+	}
+	calls := m.cc.InFlight()
+	room := m.cc.Available() > 0 // a place has become free just now
+	if !room && (calls == 0 || calls < int(m.streams.Load())) {
+		m.retire() // lost, or the server has said GOAWAY, which no hook tells
+	}
+	m.unused(room)
+	return false
+}
+
+// unused gives m back, where there may be room, without the call that it was
+// picked for.
+func (m *clientConn) unused(room bool) {
+	m.pool.mu.Lock()
+	m.calls--
+	m.pool.mu.Unlock()
+	m.handBack(room)
+	m.release()
+}
+
+// handBack is called when m has been picked and reserved.
+func (m *clientConn) handBack(room bool) {
+	p := m.pool
+	p.mu.Lock()
+	if m.wire.http2 {
+		p.inHand--
+	}
+	if room {
+		p.place(m, false)
+		return
+	}
+	p.dialMore()
+	p.mu.Unlock()
+}
+
+// changed is m's state hook.
+func (m *clientConn) changed(cc *http.ClientConn) {
+	switch {
+	case cc.Err() != nil:
+		m.lost()
+	case m.retired.Load():
+		m.closeIdle()
+	case cc.Available() > 0:
+		m.pool.offer(m, false)
+	}
+}
+
+// answered takes note that m is of use.
+func (m *clientConn) answered() {
+	if !m.used.Load() {
+		m.used.Store(true)
+		m.pool.mu.Lock()
+		m.pool.failures = 0
+		m.pool.mu.Unlock()
+	}
+}
+
+// release is called when a call has its answer, or does without.
+func (m *clientConn) release() {
+	if m.picks.Add(-1) == 0 && m.retired.Load() {
+		m.closeIdle()
+	}
+}
+
+// retire sees to it that m gets no more calls and is closed when it is idle.
+func (m *clientConn) retire() {
+	p := m.pool
+	p.mu.Lock()
+	if !m.retired.Load() {
+		p.spend(m)
+	}
+	p.mu.Unlock()
+	m.closeIdle()
+}
+
+// closeIdle closes m, which has been retired, unless calls are under way.
+func (m *clientConn) closeIdle() {
+	if m.picks.Load() == 0 && m.cc.InFlight() == 0 {
+		m.lost()
+	}
+}
+
+// lost forgets m, and has another connection made if there should be one.
+func (m *clientConn) lost() {
+	p := m.pool
+	p.mu.Lock()
+	if !m.retired.Load() {
+		if p.conn.layer.b.since(time.Time{})-m.since > int64(maxFillRetry) {
+			p.failures = 0 // it was good for something
+		}
+		if m.calls == 0 && !p.filling { // else it went along with others
+			p.failures++
+		}
+		p.spend(m)
+	}
+	p.mu.Unlock()
+	if m.age != nil {
+		m.age.Stop()
+	}
+	_ = m.cc.Close()
+	p.fill()
+}
+
+// sweepLater arranges for idle connections to be closed. p.mu is held.
+func (p *pool) sweepLater() {
+	if p.idle <= 0 || p.sweeper != nil || p.shared || len(p.free) == 0 {
+		return // net/http watches those of HTTP/2
+	}
+	first := slices.MinFunc(p.free, func(a, b *clientConn) int { return cmp.Compare(a.put, b.put) })
+	in := p.idle - time.Duration(p.conn.layer.b.since(time.Time{})-first.put)
+	p.sweeper = time.AfterFunc(max(in, 0), p.sweep)
+}
+
+func (p *pool) sweep() {
+	p.mu.Lock()
+	p.sweeper = nil
+	if p.ended != nil {
+		p.mu.Unlock()
+		return
+	}
+	before := p.conn.layer.b.since(time.Time{}) - int64(p.idle)
+	var old []*clientConn
+	for _, m := range p.free {
+		if m.put <= before {
+			old = append(old, m)
+		}
+	}
+	for _, m := range old {
+		p.spend(m)
+	}
+	p.sweepLater()
+	p.mu.Unlock()
+	for _, m := range old {
+		m.closeIdle()
+	}
+}
+
+// closeIdle closes the connections that are idle. None are made ahead of calls
+// until the next one.
+func (p *pool) closeIdle() {
+	p.mu.Lock()
+	p.asleep = true
+	free := slices.Clone(p.free)
+	p.mu.Unlock()
+	for _, m := range free {
+		if m.cc.InFlight() == 0 {
+			m.retire()
+		}
+	}
+	if p.http1 != nil {
+		p.http1.CloseIdleConnections()
+	}
+}
+
+// end has the pool take no more calls, because of err, and closes its connections
+// as they get idle.
+func (p *pool) end(err error) {
+	p.mu.Lock()
+	if p.ended == nil {
+		p.ended = err
+	}
+	waiting := p.waiting
+	p.waiting = nil
+	members := make([]*clientConn, 0, len(p.members))
+	for m := range p.members {
+		members = append(members, m)
+	}
+	if p.sweeper != nil {
+		p.sweeper.Stop()
+	}
+	p.mu.Unlock()
+	p.cancel()
+	for _, w := range waiting {
+		w.err = err
+		close(w.ready)
+	}
+	for _, m := range members {
+		m.retire()
+	}
+	if p.http1 != nil {
+		p.http1.CloseIdleConnections()
+	}
+}
