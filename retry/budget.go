@@ -5,70 +5,142 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/internal/inherit"
+	"github.com/backstay/backstay/outcome"
 )
 
+// BudgetKind is what a budget counts. Its text, in JSON too, is given with each.
+type BudgetKind uint8
+
+// The kinds of budgets.
+const (
+	// WindowBudget, "window", allows a share of the calls of some seconds, and
+	// some extra attempts per second (Finagle's RetryBudget): over any Window
+	// that ends with an extra attempt, these are at most Ratio times the calls
+	// plus PerSecond times the window's seconds.
+	WindowBudget BudgetKind = iota + 1
+	// ConcurrencyBudget, "concurrency", allows so many extra attempts at a time
+	// (Envoy's retry budget): fewer than Ratio times the calls under way, or than
+	// MinConcurrency if that is more. Those that wait for their turn count. What
+	// it allows follows the load at once, but it bounds no rate: attempts that
+	// fail fast may be many.
+	ConcurrencyBudget
+	// TokenBudget, "tokens", allows extra attempts while enough attempts succeed
+	// (gRPC's retryThrottling, gRFC A6): it begins with MaxTokens; a failed
+	// attempt takes one, a success gives Ratio back, and with half of them or
+	// fewer there is no extra attempt. It needs no clock, and recovers only by
+	// calls that succeed at first try.
+	TokenBudget
+)
+
+func budgetKinds() kinds { return kinds{"window", "concurrency", "tokens"} }
+
+// String returns the kind's text; "" if it was left out.
+func (k BudgetKind) String() string { return budgetKinds().name(uint8(k)) }
+
+// MarshalText returns the kind's text.
+func (k BudgetKind) MarshalText() ([]byte, error) {
+	return budgetKinds().marshal("BudgetConfig.Kind", uint8(k))
+}
+
+// UnmarshalText sets the kind to the one with this text.
+func (k *BudgetKind) UnmarshalText(text []byte) error {
+	i, err := budgetKinds().unmarshal("BudgetConfig.Kind", text)
+	if err == nil {
+		*k = BudgetKind(i)
+	}
+	return err
+}
+
 // BudgetConfig says how many extra attempts calls may cause. The zero value is
-// the default in every field.
+// the default in every field. Fields of another Kind mean nothing.
 type BudgetConfig struct {
-	// Ratio is how many extra attempts each call of the window allows, up to
-	// 10. Negative turns the budget off: there is no limit.
-	// Default: 0.2.
+	// Kind is what the budget counts.
+	// Default: WindowBudget, "window".
+	Kind BudgetKind `json:"kind,omitempty"`
+	// Ratio is how many extra attempts each call of the window, or each that is
+	// under way, allows, or what share of a token a success gives back; from a
+	// millionth (of a token: a thousandth) up to 10. Negative turns the budget
+	// off: there is no limit.
+	// Default: 0.2; of a TokenBudget 0.1.
 	Ratio float64 `json:"ratio,omitempty"`
-	// PerSecond is how many extra attempts each second of the window allows
-	// besides, so that a service with few calls can be tried again too.
+	// PerSecond is how many extra attempts each second of a WindowBudget's window
+	// allows besides, so that a service with few calls can be tried again too.
 	// Negative is none.
 	// Default: 10.
 	PerSecond int `json:"perSecond,omitempty"`
-	// Window is how far back calls and extra attempts count.
+	// Window is how far back a WindowBudget's calls and extra attempts count.
 	// Default: 10s.
 	Window time.Duration `json:"window,omitempty"`
+	// MinConcurrency is how many extra attempts at a time a ConcurrencyBudget
+	// allows however few calls are under way. Negative is none.
+	// Default: 3.
+	MinConcurrency int `json:"minConcurrency,omitempty"`
+	// MaxTokens is what a TokenBudget begins with and never exceeds, from 3 (with
+	// fewer there would be no extra attempt at all) to 1,000.
+	// Default: 10.
+	MaxTokens int `json:"maxTokens,omitempty"`
 }
 
-const (
-	parts   = 10         // in a window
-	ring    = parts + 1  // and the one that is ending
-	unit    = int64(1e6) // an extra attempt; a call is worth unit·Ratio
-	forever = 1000 * time.Hour
-)
+// filled returns c with its defaults. A budget that is off keeps its negative
+// ratio.
+func (c BudgetConfig) filled() BudgetConfig {
+	c.Kind = cmp.Or(c.Kind, WindowBudget)
+	ratio := 0.2
+	if c.Kind == TokenBudget {
+		ratio = 0.1
+	}
+	c.Ratio = cmp.Or(c.Ratio, ratio)
+	c.PerSecond = inherit.Or(c.PerSecond, 10)
+	c.Window = cmp.Or(c.Window, 10*time.Second)
+	c.MinConcurrency = inherit.Or(c.MinConcurrency, 3)
+	c.MaxTokens = cmp.Or(c.MaxTokens, 10)
+	return c
+}
 
-// Budget bounds the extra attempts of retries to a share of the calls, so that
-// a service that fails is not asked for several times the load that it cannot
-// bear. It is Finagle's RetryBudget in integers: over any Window that ends with
-// an extra attempt, these are at most Ratio times the calls plus PerSecond times
-// the window's seconds.
+// validate joins all that is wrong with c, in which the defaults are filled in.
+func (c *BudgetConfig) validate() error {
+	var errs []error
+	check := func(ok bool, field string, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("retry: BudgetConfig.%s is %v, want %s", field, value, want))
+		}
+	}
+	least := 1. / float64(unit)
+	if c.Kind == TokenBudget {
+		least = 1. / float64(token)
+	}
+	check(budgetKinds().valid(uint8(c.Kind)), "Kind", c.Kind, budgetKinds().want())
+	check(c.Ratio <= 10, "Ratio", c.Ratio, "<= 10") // nor is what is not a number
+	check(c.Ratio < 0 || !(c.Ratio < least), "Ratio", c.Ratio, fmt.Sprintf(">= %v, or negative for no budget", least))
+	check(!math.IsInf(c.Ratio, -1), "Ratio", c.Ratio, "a number")
+	check(c.PerSecond <= 1e6, "PerSecond", c.PerSecond, "<= 1000000")
+	check(c.Window >= parts && c.Window <= forever, "Window", c.Window, fmt.Sprintf("from %dns to %v", parts, forever))
+	check(c.MinConcurrency <= 1e6, "MinConcurrency", c.MinConcurrency, "<= 1000000")
+	check(c.MaxTokens >= 3 && c.MaxTokens <= 1000, "MaxTokens", c.MaxTokens, "from 3 to 1000")
+	return errors.Join(errs...)
+}
+
+const forever = 1000 * time.Hour
+
+// Budget bounds the extra attempts of retries and hedges, so that a service that
+// fails is not asked for several times the load that it cannot bear. One budget
+// is for all that call the same service.
 //
-// An extra attempt is paid for before it waits, so that those waiting count,
-// and what is paid is not given back. All methods may be called concurrently;
-// none allocates.
+// Whoever makes calls tells it of each: Deposit when it begins and Finish when it
+// is over; Judge for every attempt's outcome; Withdraw before an extra attempt,
+// before its wait too, and Return when that attempt has ended or was not made
+// after all. Which of these count depends on the kind; what a WindowBudget has
+// given is spent, returned or not.
+//
+// All methods may be called concurrently; none allocates.
 type Budget struct {
-	worth     int64 // of a call, in units
-	reserve   int64 // in units
-	slice     time.Duration
-	unlimited bool
-	start     time.Time
-
-	turn    atomic.Int64 // when the current slice ends, as the time since start
-	current atomic.Int64 // its place in the ring
-
-	_ [64]byte // calls is written with every call, what is above is read
-
-	// calls counts those of each slice. Those of the last ten slices, the
-	// current one included, count: 9 to 10 tenths of the window.
-	calls [ring]atomic.Int64
-
-	mu    sync.Mutex
-	tick  int64 // the number of the current slice
-	extra [ring]int64
-	// spent is the sum of extra: 10 to 11 tenths of the window. That calls count
-	// for less than the window and extra attempts for more keeps the promise
-	// wherever the slices fall.
-	spent int64
+	kind   BudgetKind // 0 if it is off
+	window window
+	active active
+	tokens tokens
 }
 
 // NewBudget returns a budget, full at first. Its errors join all that is wrong
@@ -79,114 +151,91 @@ func NewBudget(cfg *BudgetConfig) (*Budget, error) {
 		c = *cfg
 	}
 	c = c.filled()
-	var errs []error
-	if !(c.Ratio <= 10) { // nor is what is not a number
-		errs = append(errs, fmt.Errorf("retry: BudgetConfig.Ratio is %v, want <= 10", c.Ratio))
-	}
-	if c.PerSecond > 1e6 {
-		errs = append(errs, fmt.Errorf("retry: BudgetConfig.PerSecond is %d, want <= 1000000", c.PerSecond))
-	}
-	if c.Window < parts || c.Window > forever {
-		errs = append(errs, fmt.Errorf("retry: BudgetConfig.Window is %v, want from %dns to %v", c.Window, parts, forever))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	return newBudget(c), nil
 }
 
-// filled returns c with its defaults. A budget that is off keeps its negative
-// ratio.
-func (c BudgetConfig) filled() BudgetConfig {
-	c.Ratio = cmp.Or(c.Ratio, 0.2)
-	c.PerSecond = inherit.Or(c.PerSecond, 10)
-	c.Window = cmp.Or(c.Window, 10*time.Second)
-	return c
-}
-
 func newBudget(c BudgetConfig) *Budget {
-	b := &Budget{
-		worth:     int64(math.Round(c.Ratio * float64(unit))),
-		reserve:   int64(float64(c.PerSecond) * c.Window.Seconds() * float64(unit)),
-		slice:     c.Window / parts,
-		unlimited: c.Ratio < 0,
-		start:     clock.Now(),
+	b := new(Budget)
+	if c.Ratio < 0 {
+		return b
 	}
-	b.turn.Store(int64(b.slice))
+	switch b.kind = c.Kind; b.kind {
+	case WindowBudget:
+		b.window.init(&c)
+	case ConcurrencyBudget:
+		b.active.init(&c)
+	case TokenBudget:
+		b.tokens.init(&c)
+	}
 	return b
 }
 
 // Deposit counts a call. It is made once per call, with its first attempt. A
 // zero now is the present.
 func (b *Budget) Deposit(now time.Time) {
-	if b.unlimited {
-		return
+	switch b.kind {
+	case WindowBudget:
+		b.window.deposit(now)
+	case ConcurrencyBudget:
+		b.active.calls.Add(1)
+	case TokenBudget: // which counts answers
 	}
-	since := clock.Or(now).Sub(b.start)
-	if int64(since) >= b.turn.Load() { // advance would look again, but under the lock
-		b.mu.Lock()
-		b.advance(since)
-		b.mu.Unlock()
+}
+
+// Finish tells that a call is over: for retries it is when its caller gets its
+// result, over HTTP the response's headers. It is made once for each Deposit.
+func (b *Budget) Finish() {
+	if b.kind == ConcurrencyBudget {
+		b.active.calls.Add(-1)
 	}
-	// Another goroutine may turn the slice just now: then the call counts in the
-	// next one, or in the one before. Neither matters.
-	b.calls[b.current.Load()].Add(1)
 }
 
 // Withdraw takes one extra attempt, and reports whether there was one left. A
 // zero now is the present.
 func (b *Budget) Withdraw(now time.Time) bool {
-	if b.unlimited {
-		return true
+	switch b.kind {
+	case WindowBudget:
+		return b.window.withdraw(now)
+	case ConcurrencyBudget:
+		return b.active.withdraw()
+	case TokenBudget:
+		return b.tokens.left() > 0
 	}
-	since := clock.Or(now).Sub(b.start)
-	b.mu.Lock()
-	b.advance(since)
-	enough := b.left() >= unit
-	if enough {
-		b.extra[b.tick%ring]++
-		b.spent++
-	}
-	b.mu.Unlock()
-	return enough
+	return true
 }
 
-// Balance returns how many extra attempts are left; of a budget that is off,
-// math.MaxInt. A zero now is the present.
+// Return tells that an extra attempt is over. It is made once for each Withdraw
+// that returned true.
+func (b *Budget) Return() {
+	if b.kind == ConcurrencyBudget {
+		b.active.extra.Add(-1)
+	}
+}
+
+// Judge tells how an attempt ended: well if its class is Success, badly if it
+// might be tried again or the server asks for less load. Other outcomes, such as
+// a cancel of the caller's, say nothing.
+func (b *Budget) Judge(o outcome.Outcome) {
+	if b.kind == TokenBudget {
+		b.tokens.judge(o)
+	}
+}
+
+// Balance returns how many extra attempts are left; of a TokenBudget how many
+// failures it bears until it has none left; of a budget that is off,
+// math.MaxInt. Withdraw returns true if and only if it is not 0. A zero now is
+// the present.
 func (b *Budget) Balance(now time.Time) int {
-	if b.unlimited {
-		return math.MaxInt
+	switch b.kind {
+	case WindowBudget:
+		return b.window.balance(now)
+	case ConcurrencyBudget:
+		return b.active.left()
+	case TokenBudget:
+		return b.tokens.left()
 	}
-	since := clock.Or(now).Sub(b.start)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.advance(since)
-	return int(max(b.left(), 0) / unit)
-}
-
-// left returns the units left, which may be below zero: the calls that paid for
-// an extra attempt are forgotten before it is. The caller holds the lock.
-func (b *Budget) left() int64 {
-	calls := -b.calls[(b.tick+1)%ring].Load() // the oldest: only its extra attempts count
-	for i := range b.calls {
-		calls += b.calls[i].Load()
-	}
-	return calls*b.worth + b.reserve - b.spent*unit
-}
-
-// advance clears the slices that have come round again. Time that steps back
-// changes nothing. The caller holds the lock.
-func (b *Budget) advance(since time.Duration) {
-	if int64(since) < b.turn.Load() {
-		return
-	}
-	tick := int64(since / b.slice)
-	for i := max(b.tick+1, tick-ring+1); i <= tick; i++ {
-		b.calls[i%ring].Store(0)
-		b.spent -= b.extra[i%ring]
-		b.extra[i%ring] = 0
-	}
-	b.tick = tick
-	b.current.Store(tick % ring)
-	b.turn.Store((tick + 1) * int64(b.slice))
+	return math.MaxInt
 }

@@ -49,10 +49,24 @@ type Config struct {
 	// hosts beyond, and one for Do and Run.
 	Budget *Budget `json:"-"`
 
+	// Hedge says when an attempt that is without an answer for long gets another
+	// one beside it.
+	// Default: off; see HedgeConfig.
+	Hedge HedgeConfig `json:"hedge,omitzero"`
+
 	// RetryNonIdempotent is On to repeat also HTTP requests that may have been
-	// acted on although outcome.Idempotent does not hold for them.
+	// acted on although outcome.Idempotent does not hold for them. What
+	// [WithIdempotent] says of a call has priority.
 	// Default: Off.
 	RetryNonIdempotent Switch `json:"retryNonIdempotent,omitempty"`
+	// GenerateKey is On to give POST and PATCH requests that have no
+	// Idempotency-Key one: a random UUID (RFC 9562, version 4), the same in each
+	// attempt of the call. So they may be repeated, which the server has to know
+	// what to do with. The caller's request is not changed. No key is made for
+	// calls that [WithIdempotent] forbids to repeat, nor where MaxAttempts is
+	// one.
+	// Default: Off.
+	GenerateKey Switch `json:"generateKey,omitempty"`
 	// Statuses are further HTTP statuses, from 400 to 599, that are tried again
 	// where that is allowed, such as 500.
 	// Default: none; outcome.HTTP knows 408, 429, 502, 503 and 504.
@@ -81,16 +95,21 @@ type Config struct {
 	// Classifier judges HTTP answers that no inner layer has judged.
 	// Default: outcome.HTTP.
 	Classifier outcome.Classifier `json:"-"`
-	// Observer sees a Retried before each further attempt, and a GaveUp where
-	// there is none although the outcome calls for it.
+	// Observer sees a Retried before each further attempt, a GaveUp where there is
+	// none although the outcome calls for it, and a Hedged when a hedge begins.
 	// Default: none.
 	Observer event.Observer `json:"-"`
 }
 
-// Backoff is exponential with full jitter: before the nth repetition a call
-// waits for a time drawn evenly from 0 to min(Max, Base·2ⁿ⁻¹).
+// Backoff is exponential with full jitter, if Kind does not say otherwise: before
+// the nth repetition a call waits for a time drawn evenly from 0 to
+// min(Max, Base·2ⁿ⁻¹).
 type Backoff struct {
-	// Base bounds the first wait. Negative is no wait at all.
+	// Kind is how the waits grow, and how they are drawn.
+	// Default: FullJitter, "full".
+	Kind BackoffKind `json:"kind,omitempty"`
+	// Base bounds the first wait, or is its least; see Kind. Negative is no wait
+	// at all.
 	// Default: 50ms.
 	Base time.Duration `json:"base,omitempty"`
 	// Max bounds every wait but those that a server asks for.
@@ -102,10 +121,10 @@ type Backoff struct {
 	// Default: 1s, or Max if that is less.
 	ThrottledBase time.Duration `json:"throttledBase,omitempty"`
 	// New makes another generator of waits, one for each call that is tried
-	// again. What it yields is bounded by Max and replaces Base and
+	// again. What it yields is bounded by Max and replaces Kind, Base and
 	// ThrottledBase; backoff.Stop ends the call. New must be safe for
 	// concurrent use.
-	// Default: full jitter as above.
+	// Default: one of Kind.
 	New func() backoff.BackOff `json:"-"`
 }
 
@@ -154,6 +173,7 @@ func (c *Config) resolve() (*Config, error) {
 	r.DrainTime = inherit.Or(r.DrainTime, 50*time.Millisecond)
 
 	b := &r.Backoff
+	check(backoffKinds().valid(uint8(b.Kind)), "Backoff.Kind", b.Kind, backoffKinds().want())
 	b.Base = inherit.Or(b.Base, 50*time.Millisecond)
 	b.Max = cmp.Or(b.Max, 2*time.Second)
 	throttled := b.ThrottledBase
@@ -162,13 +182,16 @@ func (c *Config) resolve() (*Config, error) {
 	if r.Classify == nil {
 		r.Classify = outcome.Of
 	}
+	check(r.MaxRetryAfter <= forever, "MaxRetryAfter", r.MaxRetryAfter, fmt.Sprintf("<= %v", forever))
 	check(b.Max > 0, "Backoff.Max", b.Max, "> 0")
 	check(b.Max <= 0 || b.Max >= b.Base, "Backoff.Max", b.Max, fmt.Sprintf(">= Backoff.Base (%v)", b.Base))
 	check(b.Max <= 0 || b.Max >= throttled, "Backoff.Max", b.Max,
 		fmt.Sprintf(">= Backoff.ThrottledBase (%v)", throttled))
 	check(r.Timeout == 0 || r.AttemptTimeout <= r.Timeout, "AttemptTimeout", r.AttemptTimeout,
 		fmt.Sprintf("<= Timeout (%v)", r.Timeout))
+	r.Hedge.resolve(r.Timeout, check)
 	check(r.RetryNonIdempotent.Valid(), "RetryNonIdempotent", uint8(r.RetryNonIdempotent), "On or Off")
+	check(r.GenerateKey.Valid(), "GenerateKey", uint8(r.GenerateKey), "On or Off")
 	check(r.BufferBody.Valid(), "BufferBody", uint8(r.BufferBody), "On or Off")
 	for _, status := range r.Statuses {
 		check(status >= 400 && status <= 599, "Statuses", status, "from 400 to 599")

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"math"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/backstay/backstay/outcome"
 	"github.com/backstay/backstay/retry"
 )
 
@@ -22,7 +24,9 @@ func TestEveryDefaultIsValid(t *testing.T) {
 		{MaxAttempts: -1, MaxRetryAfter: -1, AttemptTimeout: -1, Timeout: -1},
 		{BodyLimit: -1, DrainLimit: -1, DrainTime: -1, Backoff: retry.Backoff{Base: -1, ThrottledBase: -1}},
 		{Statuses: []int{400, 500, 599}},
-		{RetryNonIdempotent: retry.Off, BufferBody: retry.On},
+		{RetryNonIdempotent: retry.Off, BufferBody: retry.On, GenerateKey: retry.On},
+		{Backoff: retry.Backoff{Kind: retry.Linear, Base: time.Second, Max: time.Second}},
+		{MaxRetryAfter: 1000 * time.Hour},
 	} {
 		_, err := retry.New(cfg)
 		require.NoError(t, err)
@@ -55,6 +59,12 @@ func TestInvalidConfigurationsNameFieldValueAndConstraint(t *testing.T) {
 		},
 		{retry.Config{RetryNonIdempotent: 7}, "retry: RetryNonIdempotent is 7, want On or Off"},
 		{retry.Config{BufferBody: 3}, "retry: BufferBody is 3, want On or Off"},
+		{retry.Config{GenerateKey: 3}, "retry: GenerateKey is 3, want On or Off"},
+		{
+			retry.Config{Backoff: retry.Backoff{Kind: 6}},
+			`retry: Backoff.Kind is 6, want "full", "equal", "decorrelated", "constant" or "linear"`,
+		},
+		{retry.Config{MaxRetryAfter: math.MaxInt64}, "retry: MaxRetryAfter is 2562047h47m16.854775807s, want <= 1000h0m0s"},
 		{retry.Config{Statuses: []int{500, 200}}, "retry: Statuses is 200, want from 400 to 599"},
 	} {
 		r, err := retry.New(&test.cfg)
@@ -110,7 +120,72 @@ func TestDeclarativeFieldsHaveJSONNames(t *testing.T) {
 	text, err := json.Marshal(retry.Config{})
 	require.NoError(t, err)
 	require.JSONEq(t, `{}`, string(text))
+	require.NoError(t, json.Unmarshal([]byte(`{"backoff":{"kind":"equal"},"generateKey":true}`), &cfg))
+	require.Equal(t, retry.EqualJitter, cfg.Backoff.Kind)
+	require.Equal(t, retry.On, cfg.GenerateKey)
 	text, err = json.Marshal(retry.BudgetConfig{Ratio: 0.5, PerSecond: 3})
 	require.NoError(t, err)
 	require.JSONEq(t, `{"ratio":0.5,"perSecond":3}`, string(text))
+}
+
+func TestInvalidBudgetsNameFieldValueAndConstraint(t *testing.T) {
+	for _, test := range []struct {
+		cfg  retry.BudgetConfig
+		want string
+	}{
+		{retry.BudgetConfig{Kind: 9}, `retry: BudgetConfig.Kind is 9, want "window", "concurrency" or "tokens"`},
+		{retry.BudgetConfig{Ratio: math.NaN()}, "retry: BudgetConfig.Ratio is NaN, want <= 10"},
+		{retry.BudgetConfig{Ratio: math.Inf(1)}, "retry: BudgetConfig.Ratio is +Inf, want <= 10"},
+		{retry.BudgetConfig{Ratio: math.Inf(-1)}, "retry: BudgetConfig.Ratio is -Inf, want a number"},
+		// What would allow nothing, ever, has to be said.
+		{retry.BudgetConfig{Ratio: 1e-7}, "retry: BudgetConfig.Ratio is 1e-07, want >= 1e-06, or negative for no budget"},
+		{
+			retry.BudgetConfig{Kind: retry.TokenBudget, Ratio: 1e-4},
+			"retry: BudgetConfig.Ratio is 0.0001, want >= 0.001, or negative for no budget",
+		},
+		{retry.BudgetConfig{MaxTokens: 2}, "retry: BudgetConfig.MaxTokens is 2, want from 3 to 1000"},
+		{retry.BudgetConfig{MaxTokens: -1}, "retry: BudgetConfig.MaxTokens is -1, want from 3 to 1000"},
+		{retry.BudgetConfig{MaxTokens: 1001}, "retry: BudgetConfig.MaxTokens is 1001, want from 3 to 1000"},
+		{retry.BudgetConfig{MinConcurrency: 2e6}, "retry: BudgetConfig.MinConcurrency is 2000000, want <= 1000000"},
+		{retry.BudgetConfig{PerSecond: 2e6}, "retry: BudgetConfig.PerSecond is 2000000, want <= 1000000"},
+		{retry.BudgetConfig{Window: -1}, "retry: BudgetConfig.Window is -1ns, want from 10ns to 1000h0m0s"},
+	} {
+		b, err := retry.NewBudget(&test.cfg)
+		require.EqualError(t, err, test.want)
+		require.Nil(t, b)
+	}
+}
+
+// The least that is accepted does allow an extra attempt.
+func TestEveryValidBudgetAllowsAnExtraAttemptSomeTime(t *testing.T) {
+	for _, cfg := range []retry.BudgetConfig{
+		{Ratio: 1e-6, PerSecond: -1},
+		{Kind: retry.ConcurrencyBudget, Ratio: 1e-6, MinConcurrency: -1},
+		{Kind: retry.TokenBudget, Ratio: 0.001, MaxTokens: 3},
+	} {
+		b := newBudget(t, &cfg)
+		now := time.Now()
+		for range 1_000_000 {
+			b.Deposit(now)
+		}
+		b.Judge(outcome.Outcome{Class: outcome.Failure, Retry: outcome.IfIdempotent})
+		require.True(t, b.Withdraw(now), cfg.Kind)
+	}
+}
+
+func TestContradictionsAreRefusedTogether(t *testing.T) {
+	_, err := retry.New(&retry.Config{
+		AttemptTimeout: 2 * time.Second, Timeout: time.Second,
+		Backoff:     retry.Backoff{Kind: 77, Base: time.Minute, Max: time.Second, ThrottledBase: time.Hour},
+		GenerateKey: 9,
+	})
+	require.EqualError(t, err, strings.Join([]string{
+		`retry: Backoff.Kind is 77, want "full", "equal", "decorrelated", "constant" or "linear"`,
+		"retry: Backoff.Max is 1s, want >= Backoff.Base (1m0s)",
+		"retry: Backoff.Max is 1s, want >= Backoff.ThrottledBase (1h0m0s)",
+		"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
+		"retry: GenerateKey is 9, want On or Off",
+	}, "\n"))
+	_, err = retry.NewBudget(&retry.BudgetConfig{Kind: 4, Ratio: math.NaN(), MaxTokens: 1, Window: 1})
+	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/internal/attempt"
 	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/outcome"
@@ -27,13 +28,20 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 		var none T
 		return none, context.Cause(ctx)
 	}
-	start := clock.Now()
+	var (
+		start  time.Time
+		limits attempt.Limits
+	)
+	if r.cfg.AttemptTimeout > 0 || r.cfg.Timeout > 0 {
+		start = clock.Now()
+		r.cfg.limit(&limits, start, max(r.cfg.AttemptTimeout, 0))
+	}
 	budget := r.budgets.get("")
-	budget.Deposit(start)
-	var limits attempt.Limits
-	r.cfg.limit(&limits, start, max(r.cfg.AttemptTimeout, 0))
+	budget.Deposit(start) // which reads the clock only if it must
+	defer budget.Finish()
 	v, err := once(ctx, start, limits, fn)
 	if err == nil {
+		budget.Judge(outcome.Outcome{Class: outcome.Success})
 		return v, nil
 	}
 	return again(ctx, r, budget, limits, fn, v, err)
@@ -45,14 +53,16 @@ func again[T any](
 	fn func(context.Context) (T, error), v T, err error,
 ) (T, error) {
 	s := series{cfg: r.cfg, budget: budget, deadline: nearest(ctx, limits.Deadline), attempts: 1}
+	defer s.settle()
 	of := subject{service: r.cfg.Name}
 	reached := !outcome.NotSent(err)
 	for {
 		o := r.cfg.Classify(err)
+		s.ended(o)
 		if o.Retry == outcome.Never {
 			return v, err
 		}
-		wait, why := s.next(clock.Now(), o, facts{repeatable: true, resendable: true, elsewhere: true})
+		wait, why := s.next(clock.Now(), o, facts{repeatable: idempotent(ctx, true), resendable: true, elsewhere: true, final: call.InboundOf(ctx).Final()})
 		if why != "" {
 			s.gaveUp(ctx, of, o, why)
 			if why == ReasonBudget {
@@ -74,6 +84,7 @@ func again[T any](
 		v, err = next, afterLast(nextErr, err)
 		switch {
 		case err == nil:
+			s.ended(outcome.Outcome{Class: outcome.Success})
 			return v, nil
 		case !outcome.NotSent(err):
 			reached = true

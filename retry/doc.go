@@ -19,7 +19,9 @@
 // what never reached the server is tried again in any case; after a reset, a
 // timeout of an attempt, 408, 429, 502, 503 and 504 a call is tried again if it
 // may be repeated. Over HTTP that is so for idempotent methods and requests with
-// an Idempotency-Key; a function given to [Do] must be such. Never tried again
+// an Idempotency-Key, which Config.GenerateKey gives to those without; a function
+// given to [Do] must be such. [WithIdempotent] says it of a call, either way, and
+// has priority. Never tried again
 // are refusals of our own, the caller's cancel and deadline, failures of the
 // request's own body, and what [outcome.Permanent] marks. What failed because of
 // who answered (a wrong certificate) is tried once more if a balancer below can
@@ -28,7 +30,7 @@
 // # When
 //
 // A wait is drawn evenly between 0 and a bound that doubles from 50 ms to 2 s
-// ("full jitter"). There is none when nothing was sent and a balancer below has
+// ("full jitter"), unless Backoff.Kind says otherwise. There is none when nothing was sent and a balancer below has
 // another node left, one that this call has not tried: to wait would spare nobody
 // anything. With one node, or without a balancer, a connection that could not be
 // made is waited for like everything else. If the server names a time (Retry-After
@@ -39,13 +41,29 @@
 // # How often
 //
 // Three times in all by default, and never more than the [Budget] allows: 20 %
-// of the calls of the last 10 seconds and 10 per second. Each extra attempt is
-// paid for before its wait. A service that is down altogether gets at most 1.2
+// of the calls of the last 10 seconds and 10 per second, or, of another kind, a
+// share of the calls under way, or as long as enough of them succeed. Each extra
+// attempt is paid for before its wait. A service that is down altogether gets at most 1.2
 // times its calls and 100 in 10 seconds.
 //
 // net/http repeats a request by itself when a kept connection turns out to be
 // dead before anything was answered, and after some HTTP/2 refusals; these
 // repetitions are part of one attempt, and no budget counts them.
+//
+// # Hedges
+//
+// With [HedgeConfig] an attempt that is without an answer for longer than nearly
+// all take gets another one beside it, on another node, and the first good answer
+// is the call's. The attempt itself runs on the caller's goroutine, and a hedge on
+// that of a timer: a call that needs none costs a timer and no goroutine. An answer
+// that fails never beats an attempt that lives, and when all have failed the call
+// is tried again as usual.
+//
+// The attempt that loses is canceled, and the call is over only when it has
+// returned: a transport that does not heed its request's context, as net/http's
+// does, gains nothing by hedges. Over HTTP/1.1 to cancel a request is to close its
+// connection. Breakers and balancers take it as neutral. A panic of a hedge is
+// raised again on the caller's goroutine, unless the call is over.
 //
 // # What the caller gets
 //

@@ -62,6 +62,9 @@ const (
 	ReasonElsewhere Reason = "no other node"
 	// ReasonRefused: the next attempt was refused by a layer of ours.
 	ReasonRefused Reason = "refused"
+	// ReasonInbound: the call was made on behalf of a request that is itself being
+	// tried again, or whose caller wants nothing repeated: see call.Inbound.
+	ReasonInbound Reason = "inbound request is final"
 	// ReasonCanceled: the caller went away during the wait.
 	ReasonCanceled Reason = "canceled"
 )

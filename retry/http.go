@@ -50,11 +50,15 @@ type exchange struct {
 	frame  *call.Frame
 	limits attempt.Limits
 
-	repeatable bool
-	watched    bool // attempts have bounds of ours, or their bodies are of interest
-	reached    bool // an attempt may have reached the peer
-	replay     *replay
-	held       *held // the last answer's response while there is another attempt
+	watched bool // attempts have bounds of ours, or their bodies are of interest
+	reached bool // an attempt may have reached the peer
+	replay  *replay
+	held    *held // the last answer's response while there is another attempt
+
+	hedger *hedger   // nil if the call has no hedges
+	hedged int       // hedges that have begun
+	lane   *flight   // what to make the next attempt with, if it can be superseded,
+	now    time.Time // and when it begins
 }
 
 // RoundTripFrame makes the call's attempts.
@@ -69,7 +73,9 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	}
 	var c exchange // set field by field: a copy of the whole has to wait for its parts
 	c.cfg, c.t, c.req, c.ctx, c.frame = cfg, t, req, ctx, f
-	c.repeatable = cfg.RetryNonIdempotent == On || outcome.Idempotent(req)
+	if cfg.GenerateKey == On {
+		c.req = cfg.keyed(req)
+	}
 	start := f.Start()
 	if start.IsZero() {
 		start = clock.Now()
@@ -89,6 +95,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	c.watched = c.limits.Attempt > 0 || !c.limits.Deadline.IsZero() || cfg.BufferBody == On || f.Watched() != nil
 	c.budget = t.r.budgets.get(c.subject().service)
 	c.budget.Deposit(start)
+	c.prepare(start)
 	return c.run()
 }
 
@@ -107,7 +114,7 @@ func (c *exchange) run() (*http.Response, error) {
 	body, getBody := c.req.Body, c.req.GetBody
 	if hasBody(body) && getBody == nil && c.cfg.MaxAttempts > 1 {
 		limit := 0
-		if c.repeatable {
+		if c.cfg.repeatable(c.req) {
 			limit = c.cfg.BodyLimit
 		}
 		c.replay = newReplay(c.req, limit)
@@ -115,10 +122,14 @@ func (c *exchange) run() (*http.Response, error) {
 		defer c.replay.finish()
 	}
 	var last answer
-	defer func() { c.held.discard() }() // nil, unless something panics
+	defer c.end()
 	for {
 		var a answer
-		c.try(&a, body, getBody)
+		if c.hedger == nil {
+			c.try(&a, body, getBody)
+		} else {
+			c.race(&a, body, getBody)
+		}
 		if c.attempts > 0 && a.err != nil && outcome.Refused(a.err) {
 			return c.back(last, ReasonRefused, a.err)
 		}
@@ -134,23 +145,30 @@ func (c *exchange) run() (*http.Response, error) {
 		if a.o.Retry == outcome.Never && c.alsoRetried(a.resp) {
 			a.o.Retry = outcome.IfIdempotent
 		}
+		c.ended(a.o)
 		if a.o.Retry == outcome.Never {
+			c.tell(&a)
 			return a.resp, a.err
 		}
 		last = a
 		wait, why := c.next(clock.Now(), a.o, facts{
-			repeatable: c.repeatable,
+			repeatable: c.cfg.repeatable(c.req),
 			resendable: c.replay == nil || c.replay.resendable(),
 			elsewhere:  c.frame.Others(),
 			others:     c.frame.Others(),
+			final:      call.InboundOf(c.ctx).Final(),
 		})
 		if why == ReasonBudget {
 			c.frame.Refused("", "retry budget", ErrBudget)
 			return c.back(last, why, ErrBudget)
 		}
 		if why != "" {
+			c.frame.GaveUp(string(why))
 			c.gaveUp(c.ctx, c.subject(), a.o, why)
 			return a.resp, a.err
+		}
+		if c.frame != nil {
+			c.frame.Because(c.why, c.budget.Balance(time.Time{}))
 		}
 		c.retried(c.ctx, c.subject(), a.o, wait)
 		if a.resp != nil {
@@ -171,8 +189,7 @@ func (c *exchange) run() (*http.Response, error) {
 // alsoRetried reports whether Config.Statuses has the response's status, and
 // the server does not forbid it.
 func (c *exchange) alsoRetried(resp *http.Response) bool {
-	return resp != nil && slices.Contains(c.cfg.Statuses, resp.StatusCode) &&
-		resp.Header["X-Envoy-Overloaded"] == nil && resp.Header["X-Envoy-Ratelimited"] == nil
+	return resp != nil && slices.Contains(c.cfg.Statuses, resp.StatusCode) && !outcome.RetryForbidden(resp.Header)
 }
 
 // sleep waits for the next attempt and, within Config.DrainTime, for the
@@ -206,12 +223,30 @@ func (c *exchange) nextBody() (io.ReadCloser, func() (io.ReadCloser, error), err
 // back gives back the last attempt's answer because there is no other: the
 // response as it is, or the error with the reason.
 func (c *exchange) back(last answer, why Reason, reason error) (*http.Response, error) {
+	c.frame.GaveUp(string(why))
 	c.gaveUp(c.ctx, c.subject(), last.o, why)
 	if last.resp != nil {
 		c.held = nil // it is the response's body now, and the caller's
 		return last.resp, nil
 	}
 	return nil, &StoppedError{Err: last.err, Reason: reason}
+}
+
+// tell tells the tier above that it is of no use to repeat what has failed in a way
+// that is never tried again, if it has been tried again before, or if the tier below
+// says so.
+func (c *exchange) tell(a *answer) {
+	if (a.o.Failed() || a.o.Class == outcome.Throttled) && (c.attempts > 1 || a.resp != nil && outcome.RetryForbidden(a.resp.Header)) {
+		call.InboundOf(c.ctx).SetExhausted()
+	}
+}
+
+// end settles with the budget when the call is over, and leaves nothing open if
+// something panics.
+func (c *exchange) end() {
+	c.settle()
+	c.budget.Finish()
+	c.held.discard()
 }
 
 // drop discards the response of the attempt before.

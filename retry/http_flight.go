@@ -18,6 +18,7 @@ import (
 // bodies, its place in the call's log.
 type flight struct {
 	attempt.Attempt
+	out   http.Request
 	cfg   *Config
 	req   *http.Request
 	frame *call.Frame // nil if an inner layer keeps the log
@@ -81,11 +82,16 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		}
 	}()
 	sent, refused, req := c.frame.Attempts(), c.frame.Refusals(), c.req
-	if c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
-		start = clock.Now()
-		fl = &flight{cfg: c.cfg, req: c.req}
+	if c.lane != nil || c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
+		if fl, start = c.lane, c.now; fl == nil {
+			fl, start = new(flight), clock.Now()
+		}
+		fl.cfg, fl.req = c.cfg, c.req
 		fl.Start(c.ctx, start, &c.limits)
-		req = fl.RequestWith(req, body, getBody)
+		if c.lane != nil {
+			fl.Cancelable()
+		}
+		req = fl.RequestWith(&fl.out, req, body, getBody)
 	} else if c.attempts > 0 {
 		req = req.WithContext(c.ctx) // the transport may hold on to the one before
 	}
@@ -140,7 +146,7 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 
 // land settles what the flight's bounds and bodies have to say to its answer.
 func (c *exchange) land(fl *flight, a *answer) {
-	if a.err == nil && c.cfg.BufferBody == On && c.repeatable {
+	if a.err == nil && c.cfg.BufferBody == On && c.cfg.repeatable(c.req) {
 		a.err = buffer(a.resp)
 	}
 	if a.err == nil {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/event"
 	"github.com/backstay/backstay/internal/attempt"
 	"github.com/backstay/backstay/outcome"
@@ -16,7 +17,9 @@ import (
 // used concurrently and for any number of calls.
 type Retrier struct {
 	cfg     *Config
-	budgets budgets
+	budgets perHost[Budget]
+	hedgers perHost[hedger]
+	races   sync.Pool // of those in which no hedge began
 }
 
 // New returns a retrier. Its errors join all that is wrong with cfg, which may
@@ -27,10 +30,9 @@ func New(cfg *Config) (*Retrier, error) {
 		return nil, err
 	}
 	r := &Retrier{cfg: c}
-	if r.budgets.shared = c.Budget; r.budgets.shared == nil {
-		own := make(map[string]*Budget)
-		r.budgets.of.Store(&own)
-	}
+	r.budgets.shared = c.Budget
+	r.budgets.fresh = func() *Budget { return newBudget(BudgetConfig{}.filled()) }
+	r.hedgers.fresh = func() *hedger { return newHedger(&c.Hedge) }
 	return r, nil
 }
 
@@ -39,42 +41,48 @@ func New(cfg *Config) (*Retrier, error) {
 // that one.
 func (r *Retrier) Budget(host string) *Budget { return r.budgets.get(host) }
 
-// maxBudgets bounds the hosts that have a budget of their own.
-const maxBudgets = 1024
+// maxHosts bounds the hosts that have a budget, and what else there is, of their
+// own.
+const maxHosts = 1024
 
-// budgets are the budgets by host. A host that is down must not use up what the
-// others need. There are few hosts, each looked up with every call and added
+// perHost is what each host has one of. A host that is down must not use up what
+// the others need. There are few hosts, each looked up with every call and added
 // once: so the map is copied when one is added.
-type budgets struct {
-	shared *Budget
-	of     atomic.Pointer[map[string]*Budget]
-	mu     sync.Mutex // held to add one
+type perHost[T any] struct {
+	shared *T // one for all hosts; may be nil
+	fresh  func() *T
+	of     atomic.Pointer[map[string]*T] // nil before the first
+	mu     sync.Mutex                    // held to add one
 }
 
-// theRest is the key of the budget for hosts beyond maxBudgets. No host is called that.
+// theRest is the key for hosts beyond maxHosts. No host is called that.
 const theRest = "*"
 
-func (b *budgets) get(host string) *Budget {
-	if b.shared != nil {
-		return b.shared
+func (p *perHost[T]) get(host string) *T {
+	if p.shared != nil {
+		return p.shared
 	}
-	if budget := (*b.of.Load())[host]; budget != nil {
-		return budget
+	if of := p.of.Load(); of != nil {
+		if its := (*of)[host]; its != nil {
+			return its
+		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	of := *b.of.Load()
-	if len(of) >= maxBudgets {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	more := make(map[string]*T)
+	if of := p.of.Load(); of != nil {
+		more = maps.Clone(*of)
+	}
+	if len(more) >= maxHosts {
 		host = theRest
 	}
-	if budget := of[host]; budget != nil {
-		return budget
+	if its := more[host]; its != nil {
+		return its
 	}
-	budget := newBudget(BudgetConfig{}.filled())
-	more := maps.Clone(of)
-	more[host] = budget
-	b.of.Store(&more)
-	return budget
+	its := p.fresh()
+	more[host] = its
+	p.of.Store(&more)
+	return its
 }
 
 // limit sets the bounds of an attempt of a call that began at start.
@@ -94,7 +102,9 @@ type series struct {
 	attempts int       // that were made
 
 	pace      pace
-	elsewhere bool // the one attempt on another node has been spent
+	elsewhere bool   // the one attempt on another node has been spent
+	why       string // there is another attempt: see call.Attempt
+	owing     bool   // an extra attempt was taken from the budget, and is not over
 }
 
 // facts are what decides besides the outcome.
@@ -107,6 +117,8 @@ type facts struct {
 	elsewhere bool
 	// others: there is a node that has not been tried.
 	others bool
+	// final: the call is made on behalf of a request that must not be repeated.
+	final bool
 }
 
 // next returns how long to wait for the next attempt, which it has paid for, or
@@ -121,16 +133,21 @@ func (s *series) next(now time.Time, o outcome.Outcome, f facts) (time.Duration,
 		return 0, ReasonElsewhere
 	case !f.resendable:
 		return 0, ReasonBody
+	case f.final && !(o.Retry >= outcome.Always && f.others):
+		return 0, ReasonInbound
 	case o.After > s.cfg.MaxRetryAfter:
 		return 0, ReasonRetryAfter
 	}
 	var wait time.Duration
+	s.why = call.Backoff
 	switch {
 	case o.After > 0:
+		s.why = call.Hint
 		wait = hinted(o.After)
 	case o.Retry >= outcome.Always && f.others:
 		// Nothing was sent, and it is that node's fault: to wait would spare
 		// nobody anything.
+		s.why = call.NothingSent
 	default:
 		var more bool
 		if wait, more = s.pace.next(&s.cfg.Backoff, s.attempts, o.Class == outcome.Throttled); !more {
@@ -143,8 +160,24 @@ func (s *series) next(now time.Time, o outcome.Outcome, f facts) (time.Duration,
 	if !s.budget.Withdraw(now) {
 		return 0, ReasonBudget
 	}
+	s.owing = true
 	s.elsewhere = s.elsewhere || o.Retry == outcome.Elsewhere
 	return wait, ""
+}
+
+// ended tells the budget that an attempt is over, and how.
+func (s *series) ended(o outcome.Outcome) {
+	s.settle()
+	s.budget.Judge(o)
+}
+
+// settle tells the budget that the extra attempt that it gave is over, or was
+// not made.
+func (s *series) settle() {
+	if s.owing {
+		s.owing = false
+		s.budget.Return()
+	}
 }
 
 // nearest returns the earlier of the context's deadline and t, where zero is
@@ -186,6 +219,9 @@ func (s *series) retried(ctx context.Context, of subject, o outcome.Outcome, wai
 }
 
 func (s *series) gaveUp(ctx context.Context, of subject, o outcome.Outcome, why Reason) {
+	if (s.attempts > 1 || why == ReasonBudget) && why != ReasonCanceled {
+		call.InboundOf(ctx).SetExhausted()
+	}
 	if s.cfg.Observer != nil && s.cfg.MaxAttempts > 1 { // else there was nothing to give up
 		event.Emit(ctx, s.cfg.Observer, GaveUp{
 			Service: of.service, Route: of.route, Attempts: s.attempts, Outcome: o, Reason: why,

@@ -80,7 +80,8 @@ func BenchmarkDoFirstTry(b *testing.B) {
 	ctx := context.Background()
 	fn := func(context.Context) (int, error) { return 1, nil }
 	for name, cfg := range map[string]*retry.Config{
-		"plain": nil, "timeouts": {AttemptTimeout: time.Second, Timeout: time.Minute},
+		"plain": nil, "no budget": {Budget: unlimited(b)},
+		"timeouts": {AttemptTimeout: time.Second, Timeout: time.Minute},
 	} {
 		r := newRetrier(b, cfg)
 		b.Run(name, func(b *testing.B) {

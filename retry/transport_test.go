@@ -23,6 +23,7 @@ func TestLayerIsATransport(t *testing.T) {
 		"off":            {retry.Config{MaxAttempts: -1}, 1},
 		"with timeouts":  {retry.Config{Timeout: time.Minute, AttemptTimeout: 30 * time.Second}, 3},
 		"without bounds": {retry.Config{AttemptTimeout: -1}, 3},
+		"armed to hedge": {retry.Config{Hedge: retry.HedgeConfig{Delay: time.Minute, Percentile: 0.95}}, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.cfg.Backoff = atOnce
