@@ -12,6 +12,8 @@ type bar struct {
 	table  string // with its mode
 	ours   string // the row that is ours
 	peer   string // the row to compare with; empty if there is none
+	less   string // a row whose figure is taken off ours first; may be empty
+	lessOf string // and one that is taken off the peer's
 	allocs bool   // it is about allocations, not about nanoseconds
 	factor float64
 	slack  float64
@@ -58,6 +60,14 @@ func bars() []bar {
 			bar{table: hit, ours: ours, allocs: true},
 			bar{table: "Cache/get-or-load-hit" + mode, ours: ours, allocs: true},
 		)
+		first := "Retry/first-try" + mode
+		all = append(all,
+			bar{table: first, ours: "backstay-no-budget", peer: "backoff-v4", factor: 1},
+			bar{table: first, ours: "backstay-no-budget", allocs: true},
+			// What a hedge adds to a call that does not need it.
+			bar{table: "Hedge/armed" + mode, ours: ours, less: "backstay-retry", peer: "failsafe", lessOf: "none", factor: 0.2},
+			bar{table: "Hedge/armed" + mode, ours: ours, peer: "failsafe-retry+timeout", report: true},
+		)
 		nop := "HTTPNop/get" + mode
 		for _, client := range []string{ours, "backstay-1-endpoint"} {
 			all = append(all,
@@ -66,9 +76,25 @@ func bars() []bar {
 			)
 		}
 	}
+	return append(all, loopbackBars()...)
+}
+
+// loopbackBars hold one server against net/http alone, and several against the
+// balancer next to ours.
+func loopbackBars() (all []bar) {
 	for _, c := range loopbackContests() {
+		several := strings.HasSuffix(c.name, "servers=4")
 		for _, m := range c.modes {
-			all = append(all, bar{table: c.name + "/" + m.name, ours: ours, peer: "bare", report: true})
+			table := c.name + "/" + m.name
+			all = append(all, bar{table: table, ours: ours, peer: "bare", factor: 1.05, report: several})
+			if !several {
+				all = append(all, bar{table: table, ours: ours, peer: "bare", allocs: true, factor: 1, slack: 8})
+			} else if m.goroutines > 0 {
+				all = append(all, bar{table: table, ours: ours, peer: "httplb", factor: 1})
+				if strings.Contains(c.name, "http1") {
+					all = append(all, bar{table: table, ours: ours, peer: "httplb-pooled", factor: 1})
+				}
+			}
 		}
 	}
 	return all
@@ -109,6 +135,12 @@ func (b bar) check(t table) barResult {
 	have, theirs, unit := us.Median, peer.Median, "ns"
 	if b.allocs {
 		have, theirs, unit = float64(us.Allocs), float64(peer.Allocs), "allocs"
+	}
+	if base := t.row(b.less); base != nil {
+		have -= base.Median
+	}
+	if base := t.row(b.lessOf); base != nil {
+		theirs -= base.Median
 	}
 	switch {
 	case b.peer == "":

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/backstay/backstay"
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/discovery"
 )
 
 // loopbackSize is the length of all bodies.
@@ -60,6 +62,20 @@ func (l loopback) contest() contest {
 				}
 				client, err := ourClient(ours, h2c, addrs...).wrap(s, pooled(s, false))
 				return l.job(client, "http://orders/v1/items"), err
+			}},
+			{name: "backstay-clientconn", setup: func(s *stage) (job, error) {
+				addrs, err := startServers(s, l.servers)
+				if err != nil {
+					return nil, err
+				}
+				c, err := backstay.New(&backstay.Config{Base: pooled(s, false), Default: backstay.Service{
+					Endpoints: discovery.Addrs(addrs...), H2C: h2c, Conns: balancer.ConnConfig{ClientConns: balancer.On},
+				}})
+				if err != nil {
+					return nil, err
+				}
+				s.cleanup(func() { _ = c.Close() })
+				return l.job(c, "http://orders/v1/items"), nil
 			}},
 			{name: "httplb", module: moduleHTTPLB, setup: func(s *stage) (job, error) {
 				addrs, err := startServers(s, l.servers)
