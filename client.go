@@ -191,7 +191,11 @@ func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*htt
 	}
 	frame.SetYoung(true)
 	frame.SetAttemptTimeout(p.attemptTimeout)
+	frame.SetBodyIdle(p.bodyIdle)
 	frame.SetLatencyNeutral(p.latencyNeutral)
+	if p.split != nil {
+		frame.SetSubset(p.split.Draw(nil))
+	}
 	resp, err := p.Forward(req, frame)
 	status := 0
 	if resp != nil {

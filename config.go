@@ -70,6 +70,13 @@ type Service struct {
 	// service or its routes, unless they are LatencyNeutral. Default: breaker's
 	// defaults, and a Window that is long enough.
 	Breaker breaker.Config `json:"breaker,omitzero"`
+	// Outliers says when a node that fails is left alone for a time, before its
+	// breaker would open. Default: after five failures in a row, see
+	// balancer.OutlierConfig.
+	Outliers balancer.OutlierConfig `json:"outliers,omitzero"`
+	// Health says how nodes are checked while nobody calls them. It holds for
+	// services that are listed in Config.Services only. Default: they are not.
+	Health balancer.HealthConfig `json:"health,omitzero"`
 	// NodeConcurrency is how many calls a node may have at a time; a full node is
 	// passed over. Default: no limit.
 	NodeConcurrency int `json:"nodeConcurrency,omitempty"`
@@ -79,11 +86,31 @@ type Service struct {
 	// PanicThreshold is the share of nodes below which ejections are ignored.
 	// Default: 0.5.
 	PanicThreshold float64 `json:"panicThreshold,omitempty"`
+	// FailClosed is On where calls are better refused than sent to nodes that are
+	// ejected or unhealthy. Default: Off.
+	FailClosed Switch `json:"failClosed,omitempty"`
+	// Overprovisioning is how much more than its even part a priority, or a zone,
+	// can carry before the next one takes the rest. Default: 1.4.
+	Overprovisioning float64 `json:"overprovisioning,omitempty"`
+	// Zones says where this process runs, so that calls stay near.
+	// Default: zones are ignored.
+	Zones balancer.ZoneConfig `json:"zones,omitzero"`
+	// Subsets are groups of nodes by their metadata, for Split and
+	// [balancer.WithSubset]. Default: none.
+	Subsets map[string]balancer.Subset `json:"subsets,omitempty"`
+	// HashKey says what of a request is the key for policies that hash.
+	// Default: nothing but what balancer.WithKey sets.
+	HashKey balancer.HashKey `json:"hashKey,omitzero"`
+	// Override is On where [balancer.WithNode] is heeded. Default: Off.
+	Override Switch `json:"override,omitempty"`
 	// DrainTimeout is how long a node that has left may take to finish what it
 	// has. Default: 30s.
 	DrainTimeout time.Duration `json:"drainTimeout,omitempty"`
 	// ConnectTimeout is how long a connection may take to be made. Default: 1s.
 	ConnectTimeout time.Duration `json:"connectTimeout,omitempty"`
+	// Conns is how connections to each node are kept. Its Min holds for services
+	// that are listed in Config.Services only. Default: balancer.ConnConfig's.
+	Conns balancer.ConnConfig `json:"conns,omitzero"`
 	// H2C is On where the service speaks HTTP/2 without TLS. Default: Off.
 	H2C Switch `json:"h2c,omitempty"`
 
@@ -94,6 +121,9 @@ type Service struct {
 	// PerAttempt are layers that each attempt passes through, outermost first:
 	// authentication, signing, tracing. Default: none.
 	PerAttempt []func(http.RoundTripper) http.RoundTripper `json:"-"`
+	// Propagate is On where the service may be told how much time a call has left
+	// and which attempt of it this is: see package propagate. Default: Off.
+	Propagate Switch `json:"propagate,omitempty"`
 	// Classifier decides how an attempt ended. Default: outcome.HTTP.
 	Classifier outcome.Classifier `json:"-"`
 	// Budget bounds the extra attempts of the service's calls. Default:
@@ -116,6 +146,9 @@ type Service struct {
 	// AttemptTimeout bounds each attempt, from the request written to the
 	// response's headers. Default: 10s, or Timeout if that is less.
 	AttemptTimeout time.Duration `json:"attemptTimeout,omitempty"`
+	// BodyIdleTimeout is how long reading a response's body may wait for more of
+	// it; the time until the caller reads on does not count. Default: none.
+	BodyIdleTimeout time.Duration `json:"bodyIdleTimeout,omitempty"`
 	// Retry says what is tried again, how often and when. Its timeouts, Budget,
 	// Classifier and Observer stay unset: the service and the client have them.
 	// Default: retry.Config's defaults.
@@ -133,6 +166,9 @@ type Service struct {
 	// LatencyNeutral is On for calls whose latency says nothing about the node:
 	// long polls. Default: Off.
 	LatencyNeutral Switch `json:"latencyNeutral,omitempty"`
+	// Split divides the calls among the service's Subsets. It stands whole.
+	// Default: all nodes get them.
+	Split balancer.Split `json:"split,omitempty"`
 }
 
 // Route is how some of a service's calls behave: those that match a pattern. See
@@ -143,6 +179,9 @@ type Route struct {
 	// AttemptTimeout bounds each attempt, from the request written to the
 	// response's headers. Default: the service's.
 	AttemptTimeout time.Duration `json:"attemptTimeout,omitempty"`
+	// BodyIdleTimeout is how long reading a response's body may wait for more of
+	// it. Default: the service's.
+	BodyIdleTimeout time.Duration `json:"bodyIdleTimeout,omitempty"`
 	// Retry says what is tried again, how often and when. Default: the
 	// service's.
 	Retry retry.Config `json:"retry,omitzero"`
@@ -159,6 +198,9 @@ type Route struct {
 	// LatencyNeutral is On for calls whose latency says nothing about the node.
 	// Default: the service's.
 	LatencyNeutral Switch `json:"latencyNeutral,omitempty"`
+	// Split divides the calls among the service's Subsets: 5 % to a canary.
+	// Default: the service's.
+	Split balancer.Split `json:"split,omitempty"`
 }
 
 // Switch is a setting that is on, off, or inherited; in JSON true, false, or left
@@ -186,8 +228,9 @@ func (r Route) inherit(own Route) Route {
 // route returns the service's settings for calls without a route of their own.
 func (s *Service) route() Route {
 	return Route{
-		Timeout: s.Timeout, AttemptTimeout: s.AttemptTimeout, Retry: s.Retry, CacheTTL: s.CacheTTL,
-		Rate: s.Rate, Concurrency: s.Concurrency, LatencyNeutral: s.LatencyNeutral,
+		Timeout: s.Timeout, AttemptTimeout: s.AttemptTimeout, BodyIdleTimeout: s.BodyIdleTimeout,
+		Retry: s.Retry, CacheTTL: s.CacheTTL,
+		Rate: s.Rate, Concurrency: s.Concurrency, LatencyNeutral: s.LatencyNeutral, Split: s.Split,
 	}
 }
 

@@ -101,9 +101,14 @@ type load struct {
 
 func startLoad(t *testing.T, change func(*backstay.Service)) *load {
 	t.Helper()
+	return startLoadOn(t, 4, change)
+}
+
+func startLoadOn(t *testing.T, servers int, change func(*backstay.Service)) *load {
+	t.Helper()
 	backstaytest.CheckLeaks(t)
 	l := &load{t: t, stop: make(chan struct{}), lost: make(chan error, 1)}
-	l.fleet = backstaytest.NewFleet(t, 4, &backstaytest.FleetConfig{Handler: http.HandlerFunc(serveBlob)})
+	l.fleet = backstaytest.NewFleet(t, servers, &backstaytest.FleetConfig{Handler: http.HandlerFunc(serveBlob)})
 	l.bad = l.fleet.Server(0)
 	l.c = fleetClient(t, l.fleet, func(cfg *backstay.Config, s *backstay.Service) {
 		cfg.Observer = event.ObserverFunc(l.observe)

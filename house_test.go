@@ -26,6 +26,7 @@ var importEdges = house.Edges{
 	"breaker":              {"outcome", "event", "call"},
 	"limit":                {"outcome", "event", "call"},
 	"retry":                {"outcome", "event", "call"},
+	"propagate":            {"outcome", "event", "call"},
 	"cache":                {"outcome", "event", "call"},
 	"cache/httpcache":      {"outcome", "event", "call", "cache"},
 	"balancer":             {"discovery", "call", "outcome", "event", "breaker", "limit", "balancer/loadreport"},
@@ -38,11 +39,11 @@ var importEdges = house.Edges{
 
 // libraries is what the root composes.
 var libraries = []string{
-	"outcome", "event", "discovery/...", "call", "breaker", "limit", "retry", "cache/...", "balancer/...",
+	"outcome", "event", "discovery/...", "call", "breaker", "limit", "retry", "propagate", "cache/...", "balancer/...",
 }
 
 // policies are the packages whose core knows nothing of net/http.
-var policies = []string{"breaker", "limit", "retry", "cache", "balancer", "balancer/loadreport"}
+var policies = []string{"breaker", "limit", "retry", "propagate", "cache", "balancer", "balancer/loadreport"}
 
 // requirements are the modules that the root module may require.
 var requirements = []string{

@@ -24,6 +24,7 @@ import (
 	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/internal/layer"
 	"github.com/backstay/backstay/limit"
+	"github.com/backstay/backstay/propagate"
 	"github.com/backstay/backstay/retry"
 )
 
@@ -50,7 +51,9 @@ type pipeline struct {
 	chain          *call.Chain
 	timeout        time.Duration
 	attemptTimeout time.Duration
+	bodyIdle       time.Duration
 	latencyNeutral bool
+	split          balancer.Split
 }
 
 // serviceName returns the name of the service that u's host stands for: the host
@@ -106,9 +109,15 @@ func newService(c *Client, name string, idle bool) (*service, error) {
 		routes: make(map[string]*pipeline), epoch: clock.Now(),
 	}
 	observed := s.cfg.Observe == On
+	if idle { // it is perhaps a stranger's: it gets nothing but calls
+		s.cfg.Health, s.cfg.Conns.Min = balancer.HealthConfig{}, 0
+	}
 	b, err := balancer.New(name, s.resolver(), &balancer.Config{
 		Policy: s.cfg.Policy, Breaker: s.breaker(), MaxConcurrency: cond(observed, -1, s.cfg.NodeConcurrency),
-		SlowStart: s.cfg.SlowStart, PanicThreshold: s.cfg.PanicThreshold, DrainTimeout: s.cfg.DrainTimeout,
+		SlowStart: s.cfg.SlowStart, PanicThreshold: s.cfg.PanicThreshold, FailClosed: s.cfg.FailClosed == On,
+		Overprovisioning: s.cfg.Overprovisioning, Zones: s.cfg.Zones, Subsets: s.cfg.Subsets,
+		Outliers: s.cfg.Outliers, Health: s.cfg.Health, Conns: s.cfg.Conns,
+		HashKey: s.cfg.HashKey, Override: s.cfg.Override == On, DrainTimeout: s.cfg.DrainTimeout,
 		ConnectTimeout: s.cfg.ConnectTimeout, H2C: s.cfg.H2C == On, Classifier: s.cfg.Classifier,
 		AttemptTimeout: -1, // the frame says, by route
 		OnDemand:       idle, ObserveOnly: observed, Observer: c.cfg.Observer,
@@ -176,7 +185,11 @@ func (s *service) build(observed bool) error {
 		base = s.client.base
 	}
 	s.nodes = s.balancer.Layer(base)
-	shared := parts{attempts: s.nodes, members: call.ChainOf(s.nodes).Members()}
+	shared := parts{attempts: s.nodes}
+	if s.cfg.Propagate == On {
+		shared.attempts = propagate.Layer(s.nodes)
+	}
+	shared.members = call.ChainOf(shared.attempts).Members()
 	for _, around := range slices.Backward(s.cfg.PerAttempt) {
 		shared.attempts = around(shared.attempts)
 		// Step by step, for a user's layer need not say what it wraps.
@@ -233,7 +246,7 @@ type parts struct {
 func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool) (*pipeline, error) {
 	p := &pipeline{
 		pattern: pattern, timeout: max(r.Timeout, 0), latencyNeutral: r.LatencyNeutral == On,
-		attemptTimeout: r.AttemptTimeout,
+		attemptTimeout: r.AttemptTimeout, bodyIdle: max(r.BodyIdleTimeout, 0), split: r.Split,
 	}
 	if p.attemptTimeout == 0 {
 		p.attemptTimeout = defaultAttemptTimeout

@@ -28,7 +28,7 @@ func (c *Config) clone() Config {
 	}
 	copied.Routes = maps.Clone(c.Routes)
 	for pattern, r := range copied.Routes {
-		r.Retry.Statuses = slices.Clone(r.Retry.Statuses)
+		r.Retry.Statuses, r.Split = slices.Clone(r.Retry.Statuses), slices.Clone(r.Split)
 		copied.Routes[pattern] = r
 	}
 	return copied
@@ -38,8 +38,15 @@ func (s Service) clone() Service {
 	s.Endpoints = slices.Clone(s.Endpoints)
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		e.Fallback, e.Metadata = slices.Clone(e.Fallback), maps.Clone(e.Metadata)
+		e.Fallback, e.ForZones, e.Metadata = slices.Clone(e.Fallback), slices.Clone(e.ForZones), maps.Clone(e.Metadata)
 	}
+	s.Subsets, s.Split = maps.Clone(s.Subsets), slices.Clone(s.Split)
+	for name, subset := range s.Subsets {
+		subset.Match = maps.Clone(subset.Match)
+		s.Subsets[name] = subset
+	}
+	s.Zones.Clients = maps.Clone(s.Zones.Clients)
+	s.Health.Header, s.Health.Status = maps.Clone(s.Health.Header), slices.Clone(s.Health.Status)
 	s.PerAttempt = slices.Clone(s.PerAttempt)
 	s.Retry.Statuses = slices.Clone(s.Retry.Statuses)
 	return s
@@ -57,6 +64,9 @@ func (c *Config) validate() (*http.ServeMux, error) {
 		r := c.Routes[pattern].inherit(c.Default.route())
 		where := fmt.Sprintf("Routes[%q]", pattern)
 		p.within("Default", where).route(where, &r, &c.Default.Breaker)
+		if _, listed := c.Services[routeHost(pattern)]; !listed {
+			p.add(where, r.Split.Validate(c.Default.Subsets))
+		}
 	}
 	for _, name := range sorted(c.Services) {
 		where := fmt.Sprintf("Services[%q]", name)
@@ -71,6 +81,7 @@ func (c *Config) validate() (*http.ServeMux, error) {
 				r := c.Routes[pattern].inherit(s.route())
 				route := fmt.Sprintf("Routes[%q]", pattern)
 				p.within("Default", where, route).route(where+" with "+route, &r, &s.Breaker)
+				p.add(where+" with "+route, r.Split.Validate(s.Subsets))
 			}
 		}
 	}
@@ -132,7 +143,11 @@ func flatten(err error) []error {
 func (p *problems) service(where string, s *Service) {
 	_, err := breaker.New("", &s.Breaker)
 	p.add(where+".Breaker", err)
-	p.add(where, balancer.Config{PanicThreshold: s.PanicThreshold}.Validate())
+	p.add(where, balancer.Config{
+		PanicThreshold: s.PanicThreshold, Overprovisioning: s.Overprovisioning, Zones: s.Zones, Subsets: s.Subsets,
+		Outliers: s.Outliers, Health: s.Health, Conns: s.Conns, Policy: s.Policy,
+	}.Validate())
+	p.add(where, s.Split.Validate(s.Subsets))
 	if s.Breaker.Classifier != nil || s.Breaker.Classify != nil {
 		p.add(where, errors.New("Breaker.Classifier is set, want none: the service's Classifier says it"))
 	}
@@ -155,6 +170,9 @@ func (p *problems) service(where string, s *Service) {
 		}
 	}
 	p.onOrOff(where, "H2C", s.H2C)
+	p.onOrOff(where, "FailClosed", s.FailClosed)
+	p.onOrOff(where, "Override", s.Override)
+	p.onOrOff(where, "Propagate", s.Propagate)
 	p.onOrOff(where, "Observe", s.Observe)
 	r := s.route()
 	p.route(where, &r, &s.Breaker)
@@ -190,11 +208,14 @@ func (p *problems) route(where string, r *Route, b *breaker.Config) {
 	unset("Retry.Budget", again.Budget == nil, "the service's Budget")
 	unset("Retry.Classifier", again.Classifier == nil, "the service's Classifier")
 	unset("Retry.Observer", again.Observer == nil, "the client's Observer")
-	again.Timeout, again.AttemptTimeout = 0, 0
+	again.Timeout, again.AttemptTimeout = r.Timeout, 0 // hedges have to come in time
 	_, err := retry.New(&again)
 	p.add(where+".Retry", err)
 	if r.Timeout > 0 && r.AttemptTimeout > r.Timeout {
 		p.add(where, fmt.Errorf("AttemptTimeout is %v, want <= Timeout (%v)", r.AttemptTimeout, r.Timeout))
+	}
+	if r.BodyIdleTimeout > 0 && r.BodyIdleTimeout < time.Millisecond {
+		p.add(where, fmt.Errorf("BodyIdleTimeout is %v, want >= 1ms", r.BodyIdleTimeout))
 	}
 	if b.Window > 0 && b.Window/2 < outageTime(*r) { // where it is not set, it is made long enough
 		p.add(where, fmt.Errorf("Breaker.Window is %v, want >= 2 x AttemptTimeout (%v)", b.Window, 2*r.AttemptTimeout))
