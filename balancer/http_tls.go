@@ -269,7 +269,8 @@ func (r *tlsReloader) reload(now time.Time) {
 	r.read = now
 	seen, err := r.files.read()
 	if err == nil && !seen.equal(&r.seen) {
-		<-time.After(tlsSettle) // so short that nobody need be able to end it
+		settle := time.NewTimer(tlsSettle) // so short that nobody need be able to end it
+		<-settle.C
 		first := seen
 		if seen, err = r.files.read(); err == nil && !seen.equal(&first) {
 			r.read = now.Add(-r.files.Interval) // somebody is writing: the next handshake looks again
