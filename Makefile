@@ -77,7 +77,7 @@ tidy-check: ## check that go mod tidy would change nothing
 
 .PHONY: modules
 modules: ## build and vet every module by itself, without the workspace
-	@$(call in-modules,GOWORK=off go build ./... && GOWORK=off go vet ./...)
+	@$(call in-modules,GOWORK=off go build -o /dev/null ./... && GOWORK=off go vet ./...)
 
 .PHONY: vulncheck
 vulncheck: $(GOVULNCHECK) ## look for known vulnerabilities
