@@ -96,12 +96,13 @@ type Attempt struct {
 	// caller that keeps us waiting.
 	reading atomic.Int32
 	verdict atomic.Uint32 // what came first, the headers or the attempt's timeout
-	ended   atomic.Uint32 // finished and released
-	made    atomic.Bool   // there is a context, and so somebody may be waiting
+	state   atomic.Uint32 // finished and what follows it
 	bounded bool          // the attempt was started with limits
 	direct  bool          // see Direct
-	closed  bool          // the context has ended; guarded by mu, as is what follows
-	place   place         // in watch
+
+	// Guarded by mu.
+	closed, disowned bool  // the context has ended; child has been taken back
+	place            place // in watch
 
 	mu      sync.Mutex
 	timeout *outcome.TimeoutError // our bound that ended the attempt
@@ -140,11 +141,16 @@ const (
 	timedOut
 )
 
-// The bits of Attempt.ended. A body that comes to its end sets both at once.
+// The bits of Attempt.state. A body that comes to its end sets the first two at once.
 const (
 	finished uint32 = 1 << iota // the body has come to its end, or Close has begun
 	released                    // the attempt is over
+	made                        // there is a context, and so somebody may be waiting
+	told                        // rare.real is there and will not change
 )
+
+// is reports whether the attempt is in that state.
+func (a *Attempt) is(state uint32) bool { return a.state.Load()&state != 0 }
 
 // limits are Limits since the attempt's start; 0 is none.
 type limits struct{ attempt, call, deadline, idle time.Duration }
@@ -174,11 +180,11 @@ func (a *Attempt) Cancelable() { a.bounded = true }
 // may be called by any goroutine, at any time.
 func (a *Attempt) Cancel(cause error) {
 	a.mu.Lock()
-	if rare := a.more(); rare.cause == nil && a.ended.Load()&released == 0 {
+	if rare := a.more(); rare.cause == nil && !a.is(released) {
 		rare.cause = cause
 	}
 	a.mu.Unlock()
-	if a.made.Load() { // else whoever makes a context sees the cause
+	if a.is(made) { // else whoever makes a context sees the cause
 		a.end(cause)
 	}
 }
@@ -195,7 +201,7 @@ func (a *Attempt) Restart(now time.Time) {
 // no use, and the caller closes it.
 func (a *Attempt) Headers() error {
 	first := a.verdict.CompareAndSwap(open, answered)
-	if !a.made.Load() || first && a.limits.deadline == 0 && a.limits.idle == 0 {
+	if !a.is(made) || first && a.limits.deadline == 0 && a.limits.idle == 0 {
 		return nil // whatever timer there is finds that out by itself
 	}
 	a.mu.Lock()
@@ -235,12 +241,12 @@ func (a *Attempt) Error(err error) error {
 // to hand on; a wrapped body does it by itself. It may be called at any time and
 // more than once.
 func (a *Attempt) End() {
-	a.ended.Or(released)
+	a.state.Or(released)
 	a.release()
 }
 
 func (a *Attempt) release() {
-	if a.made.Load() { // else whoever makes a context sees that it is over
+	if a.is(made) { // else whoever makes a context sees that it is over
 		a.end(nil)
 	}
 }
@@ -285,14 +291,14 @@ func (a *Attempt) check() {
 	}
 	a.mu.Lock()
 	left, kind := a.left(passed)
-	if a.closed || a.ended.Load()&released != 0 || kind == nil || a.timeout != nil {
+	if a.closed || a.is(released) || kind == nil || a.timeout != nil {
 		a.mu.Unlock()
 		return
 	}
 	if left > 0 {
 		// The bound has moved since the timer was set: a part of the upload
 		// went out, or the headers arrived.
-		a.arm(passed, left)
+		a.arm(passed + left)
 		a.mu.Unlock()
 		return
 	}
@@ -315,16 +321,17 @@ func (a *Attempt) check() {
 	a.end(timeout)
 }
 
-// arm has the attempt looked at again when left has passed. The caller holds the
+// arm has the attempt looked at again at a time since its start. The caller holds the
 // lock.
-func (a *Attempt) arm(passed, left time.Duration) {
+func (a *Attempt) arm(at time.Duration) {
 	if w := a.watch; w != nil {
 		if a.place == 0 {
 			a.place = w.add(a)
 		}
-		w.by(a.start+int64(passed), int64(left))
+		w.by(a.start + int64(at))
 		return
 	}
+	left := at - a.passed()
 	if rare := a.more(); rare.timer == nil {
 		rare.timer = time.AfterFunc(left, a.check)
 	} else {

@@ -52,7 +52,7 @@ func (c *lazyContext) Value(key any) any { return (*Attempt)(c).value(key) }
 func (c *lazyContext) Done() <-chan struct{} { return (*Attempt)(c).real().Done() }
 
 func (c *lazyContext) Err() error {
-	if a := (*Attempt)(c); a.made.Load() || c.parent.Err() != nil || a.over() {
+	if a := (*Attempt)(c); a.is(told) || c.parent.Err() != nil || a.over() {
 		return a.real().Err()
 	}
 	return nil
@@ -63,42 +63,27 @@ func (a *Attempt) value(key any) any {
 	if key == (attemptKey{}) {
 		return a
 	}
-	if a.made.Load() {
-		if real := a.realOne(); real != nil {
-			return real.Value(key)
-		}
+	if a.is(told) {
+		return a.rare.real.Value(key)
 	}
 	return a.parent.Value(key)
 }
 
-// realOne returns the context of package context's that the attempt's stands for, if
-// there is one.
-func (a *Attempt) realOne() context.Context {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.rare == nil {
-		return nil
-	}
-	return a.rare.real
-}
-
 // real returns the real context behind a lazyContext, made on first use.
 func (a *Attempt) real() context.Context {
-	if a.made.Load() {
-		return a.realOne()
+	if a.is(told) {
+		return a.rare.real
 	}
 	real, cancel := context.WithCancelCause(a.parent)
 	a.mu.Lock()
-	if a.made.Load() {
-		made := a.rare.real
+	if a.is(told) {
 		a.mu.Unlock()
 		cancel(nil) // another goroutine was faster
-		return made
+		return a.rare.real
 	}
 	rare := a.more()
 	rare.real, rare.cancel = real, cancel
-	a.made.Store(true)
-	over, cause := a.ended.Load()&released != 0, rare.cause
+	over, cause := a.state.Or(made|told)&released != 0, rare.cause
 	a.mu.Unlock()
 	if over || cause != nil {
 		a.end(cause)
@@ -114,7 +99,7 @@ func (a *Attempt) over() bool {
 	left, kind := a.left(a.passed())
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.ended.Load()&released != 0 || a.rare != nil && a.rare.cause != nil || kind != nil && left <= 0
+	return a.is(released) || a.rare != nil && a.rare.cause != nil || kind != nil && left <= 0
 }
 
 // end ends the attempt's context, once. A nil cause means that the attempt is over,

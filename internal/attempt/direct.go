@@ -24,8 +24,9 @@ func (c *directContext) Deadline() (time.Time, bool) { return c.parent.Deadline(
 func (c *directContext) Value(key any) any { return (*Attempt)(c).value(key) }
 
 func (c *directContext) Done() <-chan struct{} {
-	if !c.made.Load() {
-		(*Attempt)(c).make()
+	a := (*Attempt)(c)
+	if !a.is(made) {
+		a.make()
 	}
 	return c.done
 }
@@ -33,22 +34,26 @@ func (c *directContext) Done() <-chan struct{} {
 // make makes the channel, and has somebody close it.
 func (a *Attempt) make() {
 	a.mu.Lock()
-	if a.made.Load() {
+	if a.is(made) {
 		a.mu.Unlock()
 		return // another goroutine was faster
 	}
 	a.done = make(chan struct{})
-	a.made.Store(true)
-	over := a.ended.Load()&released != 0
+	over := a.state.Or(made)&released != 0
 	var cause error
 	if a.rare != nil {
 		cause = a.rare.cause
 	}
+	if over = over || cause != nil || a.parent.Err() != nil; !over {
+		// If it is late already, the timer will say so at once.
+		if due, kind := a.left(0); kind != nil {
+			a.arm(due)
+		}
+	}
 	a.mu.Unlock()
 	switch {
-	case over || cause != nil || a.parent.Err() != nil:
+	case over:
 		a.end(cause)
-		return
 	case a.parent.Done() != nil:
 		leave := context.AfterFunc(a.parent, func() { a.end(nil) })
 		a.mu.Lock()
@@ -59,10 +64,8 @@ func (a *Attempt) make() {
 		a.mu.Unlock()
 		if closed {
 			leave()
-			return
 		}
 	}
-	a.check()
 }
 
 // endDirect closes the channel, and ends the contexts that were derived from the
@@ -72,6 +75,7 @@ func (a *Attempt) endDirect(cause error) {
 		real, cancel := context.WithCancelCause(a.parent)
 		cancel(cause)
 		a.more().real = real
+		a.state.Or(told)
 	}
 	child := a.child
 	a.child = nil
@@ -106,12 +110,10 @@ func (c *directContext) AfterFunc(f func()) (stop func() bool) {
 	switch {
 	case a.closed:
 		go f() // as package context does
-		return notStopped
-	case a.child == nil:
-		// The transport's own, which ends by itself and then does not care. A function
-		// that knew how to stop it would be another allocation.
+		return func() bool { return false }
+	case a.child == nil && !a.disowned:
 		a.child = f
-		return notStopped
+		return a.disown
 	}
 	rare := a.more()
 	if rare.children == nil {
@@ -129,16 +131,27 @@ func (c *directContext) AfterFunc(f func()) (stop func() bool) {
 	}
 }
 
-func notStopped() bool { return false }
+// disown forgets the first child. Its place is not given away again, since this may be
+// called more than once.
+func (a *Attempt) disown() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || a.disowned {
+		return false
+	}
+	a.child, a.disowned = nil, true
+	return true
+}
 
 func (c *directContext) Err() error {
 	a := (*Attempt)(c)
 	parent := c.parent.Err()
-	if !a.made.Load() {
+	if !a.is(made) {
 		if parent == nil && !a.over() {
 			return nil
 		}
 		a.make()
+		a.check()
 	}
 	if parent != nil {
 		a.end(nil) // before it is told: by then the channel is closed
@@ -148,7 +161,7 @@ func (c *directContext) Err() error {
 	switch {
 	case !a.closed:
 		return nil
-	case a.rare != nil && a.rare.real != nil:
+	case a.is(told):
 		return a.rare.real.Err()
 	}
 	return context.Canceled

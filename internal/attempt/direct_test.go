@@ -81,8 +81,8 @@ func TestAfterFuncOfADirectContext(t *testing.T) {
 	})
 }
 
-// What it costs to bound an attempt of net/http's: the attempt, a channel, and what
-// package context allocates for a child.
+// What it costs to bound an attempt of net/http's: the attempt, a channel, how to end the
+// one child and how to forget it, and what package context wraps that in.
 func TestDirectContextAllocatesLittle(t *testing.T) {
 	var w attempt.Watch
 	child := func(ctx context.Context) {
@@ -99,5 +99,5 @@ func TestDirectContextAllocatesLittle(t *testing.T) {
 		_ = a.Headers()
 		a.End()
 	})
-	require.LessOrEqual(t, got, alone+4)
+	require.LessOrEqual(t, got, alone+5)
 }

@@ -116,7 +116,7 @@ func (u *upload) Close() error {
 func (a *Attempt) bodyFailed(u *upload, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if rare := a.more(); rare.bodyErr == nil && a.timeout == nil && a.ended.Load()&released == 0 && !u.closed.Load() {
+	if rare := a.more(); rare.bodyErr == nil && a.timeout == nil && !a.is(released) && !u.closed.Load() {
 		rare.bodyErr = err
 	}
 }
@@ -155,7 +155,7 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 		return (*upgradedBody)(a)
 	}
 	if a.limits.idle > 0 {
-		if a.made.Load() {
+		if a.is(made) {
 			a.check() // the timer is set to what counted before
 		}
 		return (*idleBody)(a)
@@ -165,7 +165,7 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 
 // finish ends the attempt, the first time it is called.
 func (a *Attempt) finish(err error) {
-	if a.ended.Or(finished|released)&finished == 0 {
+	if a.state.Or(finished|released)&finished == 0 {
 		a.tell(err)
 	}
 }
@@ -199,7 +199,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 
 // timedOut reports whether one of our bounds has ended the attempt.
 func (a *Attempt) timedOut() bool {
-	if !a.made.Load() {
+	if !a.is(made) {
 		return false
 	}
 	a.mu.Lock()
@@ -211,11 +211,11 @@ func (a *Attempt) timedOut() bool {
 // own making, so the end is claimed before the body is closed.
 func (b *responseBody) Close() error {
 	a := (*Attempt)(b)
-	if a.ended.Load()&finished == 0 && a.ended.Or(finished)&finished == 0 {
+	if !a.is(finished) && a.state.Or(finished)&finished == 0 {
 		defer func() {
 			// Only after the body: a transport that sees the context end first
 			// throws away a connection that it could have kept.
-			a.ended.Or(released)
+			a.state.Or(released)
 			a.tell(ErrClosed)
 		}()
 	}

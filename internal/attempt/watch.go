@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/backstay/backstay/internal/clock"
 )
 
 // Watch is one timer for many attempts, such as those on one node. A timer of its
@@ -97,10 +99,9 @@ func (w *Watch) leave(at place) {
 	p.free.Or(1 << bit)
 }
 
-// by has the attempts looked at when left has passed since now, at the latest. The
+// by has the attempts looked at when it is due, by clock.Nanos, at the latest. The
 // attempt that wants it has taken its place before.
-func (w *Watch) by(now, left int64) {
-	due := now + left
+func (w *Watch) by(due int64) {
 	if due == 0 {
 		due = -1
 	}
@@ -113,10 +114,11 @@ func (w *Watch) by(now, left int64) {
 		return
 	}
 	w.at.Store(due)
+	left := time.Duration(due - clock.Present())
 	if w.timer == nil {
-		w.timer = time.AfterFunc(time.Duration(left), w.look)
+		w.timer = time.AfterFunc(left, w.look)
 	} else {
-		w.timer.Reset(time.Duration(left))
+		w.timer.Reset(left)
 	}
 }
 
