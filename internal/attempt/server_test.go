@@ -75,10 +75,10 @@ func TestBodyIsReadableLongAfterTheRoundTrip(t *testing.T) {
 	_, _ = rand.Read(want)
 	overHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(want) },
 		func(t *testing.T, client *http.Client, l *layer, url string) {
-			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: 200 * time.Millisecond} }
+			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: time.Second} }
 			resp, err := client.Get(url)
 			require.NoError(t, err)
-			<-time.After(300 * time.Millisecond) // longer than the attempt's timeout
+			<-time.After(1200 * time.Millisecond) // longer than the attempt's timeout
 			var got []byte
 			buf := make([]byte, 8<<10)
 			for err = nil; err == nil; {
