@@ -145,7 +145,7 @@ func (p *problems) service(where string, s *Service) {
 	p.add(where+".Breaker", err)
 	p.add(where, balancer.Config{
 		PanicThreshold: s.PanicThreshold, Overprovisioning: s.Overprovisioning, Zones: s.Zones, Subsets: s.Subsets,
-		Outliers: s.Outliers, Health: s.Health, Conns: s.Conns, Policy: s.Policy,
+		Outliers: s.Outliers, Health: s.Health, Conns: s.Conns, Policy: s.Policy, HashKey: s.HashKey,
 	}.Validate())
 	p.add(where, s.Split.Validate(s.Subsets))
 	if s.Breaker.Classifier != nil || s.Breaker.Classify != nil {

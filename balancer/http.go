@@ -393,10 +393,10 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	out := x.Request(&x.out, req)
 	rt := l.Next
 	var c *conn
-	var written int64
+	var mark int64
 	if !direct {
 		c = l.conn(n)
-		written = c.written.Load()
+		mark = c.writes.mark()
 		if own := c.transport(req); own != nil {
 			rt = own
 		} else if err := c.readdress(out, u); err != nil {
@@ -417,7 +417,7 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	if err != nil {
 		layer.CloseResponse(resp) // it came too late, or along with the error
 		resp = nil
-		err = x.fail(c.unsent(err, written))
+		err = x.fail(c.unsent(err, mark))
 		settled = true
 		return nil, err
 	}

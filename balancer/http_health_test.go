@@ -1,6 +1,7 @@
 package balancer_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -143,6 +145,88 @@ func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 			read(t, c.get("/"))
 		}
 		require.NoError(t, c.Close())
+	})
+}
+
+// Where the checks are not told what the service speaks, the calls tell them.
+func TestHTTPCheckSpeaksWhatTheCallsDo(t *testing.T) {
+	backstaytest.CheckLeaks(t)
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Timeout: 10 * time.Second, Healthy: 1000}
+	c := newCaller(t, 3, backstaytest.FleetConfig{Protocol: backstaytest.HTTP2}, balancer.Config{Health: health}, nil)
+	states := func(want balancer.NodeState) bool {
+		for _, n := range c.Snapshot().Nodes {
+			if n.State != want {
+				return false
+			}
+		}
+		return true
+	}
+	require.Eventually(t, func() bool { return states(balancer.Unhealthy) }, 10*time.Second, time.Millisecond, "without TLS there is no answer")
+	c.fetch("/")
+	require.Eventually(t, func() bool { return states(balancer.Eligible) }, 10*time.Second, time.Millisecond, "what was found out before counts no more")
+}
+
+func TestHTTPCheckOfThePort443SpeaksHTTPS(t *testing.T) {
+	for name, test := range map[string]struct{ service, addr, want string }{
+		"the service's": {"orders:443", "10.0.0.1:8443", "https"},
+		"the node's":    {"orders", "10.0.0.1:443", "https"},
+		"another":       {"orders", "10.0.0.1:8443", "http"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			health := balancer.HealthConfig{Path: "/", InitialUnhealthy: balancer.On}
+			b, err := balancer.New(test.service, discovery.Static(discovery.Endpoint{Addr: test.addr}), &balancer.Config{Health: health})
+			require.NoError(t, err)
+			defer b.Close()
+			var schemes []string
+			b.Layer(roundTrip(func(req *http.Request) (*http.Response, error) {
+				schemes = append(schemes, req.URL.Scheme)
+				return answer(req, http.StatusOK, http.NoBody), nil
+			}))
+			time.Sleep(time.Second)
+			if test.want == "https" { // which that cannot be asked for
+				require.Contains(t, b.Snapshot().Nodes[0].Reason, "https needs an *http.Transport below", name)
+				require.Empty(t, schemes)
+			} else {
+				require.Equal(t, []string{"http"}, schemes, name)
+			}
+		})
+	}
+}
+
+func TestHTTPCheckKeepsItsConnectionWhateverTheBody(t *testing.T) {
+	backstaytest.CheckLeaks(t)
+	var checks atomic.Int32
+	long := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		checks.Add(1)
+		_, _ = io.WriteString(w, strings.Repeat(".", 60<<10))
+	})
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Timeout: 10 * time.Second}
+	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: long}, balancer.Config{Health: health}, nil)
+	require.Eventually(t, func() bool { return checks.Load() > 10 }, 10*time.Second, time.Millisecond)
+	require.Equal(t, 1, c.fleet.Stats().Connections)
+}
+
+// The nodes can be reached by the template's dialer only.
+func TestTCPCheckDialsAsTheCallsDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var dials atomic.Int32
+		cfg := balancer.Config{
+			Health: balancer.HealthConfig{TCP: balancer.On, Healthy: 1000},
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				dials.Add(1)
+				return nil, errDown
+			},
+		}
+		c := newCaller(t, 3, backstaytest.FleetConfig{Network: backstaytest.NewNetwork()}, cfg, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, n := range c.Snapshot().Nodes {
+			require.Equal(t, balancer.Eligible, n.State)
+		}
+		require.LessOrEqual(t, dials.Load(), int32(3), "but for before there was a layer")
+		c.fleet.Server(0).Kill()
+		time.Sleep(time.Minute)
+		require.Equal(t, balancer.Unhealthy, c.Snapshot().Nodes[0].State)
 	})
 }
 
