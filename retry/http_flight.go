@@ -23,11 +23,12 @@ type flight struct {
 	req   *http.Request
 	frame *call.Frame // nil if an inner layer keeps the log
 	index int
+	free  func() // is called at the end of the response's body; may be nil
 }
 
 // ender is who is told of the end of the response's body; nil for nobody.
 func (fl *flight) ender() attempt.Ender {
-	if fl.frame == nil {
+	if fl.frame == nil && fl.free == nil {
 		return nil
 	}
 	return fl
@@ -35,6 +36,12 @@ func (fl *flight) ender() attempt.Ender {
 
 // Ended notes the end of the response's body in the log.
 func (fl *flight) Ended(err error) {
+	if fl.free != nil {
+		fl.free()
+	}
+	if fl.frame == nil {
+		return
+	}
 	var o outcome.Outcome
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
 		o = fl.cfg.Classifier.Classify(fl.req, nil, err)
