@@ -86,7 +86,8 @@ type Frame struct {
 	answer  any
 	outcome outcome.Outcome
 
-	of *Frame // the frame that this one is beside; nil for the call's own
+	of  *Frame // the frame that this one is beside; nil for the call's own
+	own bool   // for the attempt of the frame that it is beside, not for a hedge
 }
 
 // frameContext is a context that carries a frame.
@@ -451,7 +452,8 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 	f.unlock()
 	f.of.lock()
 	i := f.of.add(now, key, node, addr, slept, refused)
-	f.of.attempts[i].Hedge = true
+	f.of.attempts[i].Hedge = !f.own
+	f.of.attempts[i].Why, f.of.attempts[i].Budget = f.why, f.budget
 	f.of.unlock()
 	return i
 }
@@ -490,7 +492,7 @@ func (f *Frame) Answered(now time.Time, i int, answer any, status int, o outcome
 func (f *Frame) note(now time.Time, i, status int, o outcome.Outcome) {
 	if i >= 0 && i < len(f.attempts) {
 		a := &f.attempts[i]
-		a.Headers, a.Status, a.Outcome = now.Sub(a.Start), status, o
+		a.Headers, a.Status, a.Outcome = max(now.Sub(a.Start), 1), status, o // 0 is awaited
 	}
 }
 

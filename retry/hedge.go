@@ -19,7 +19,12 @@ import (
 // Only calls that may be repeated are hedged, with no body or one that GetBody
 // gives anew, and no long polls (a frame that is latency neutral). A hedge counts
 // as an attempt: there is none beyond Config.MaxAttempts. It is paid for out of
-// Config.Budget and MaxExtra both. Do and Run do not hedge.
+// Config.Budget and MaxExtra both.
+//
+// It holds for the functions of Do and Run too, which are then called while another
+// call of the same function is under way: they must bear that, as one that writes to
+// a variable of its surroundings does not. What a call that loses returns without an
+// error is closed if it is an io.Closer or an *http.Response, and else dropped.
 type HedgeConfig struct {
 	// Delay is how long an attempt is without an answer before it gets a hedge.
 	// Negative is none.
@@ -44,6 +49,13 @@ type HedgeConfig struct {
 	// no such limit.
 	// Default: 0.05.
 	MaxExtra float64 `json:"maxExtra,omitempty"`
+	// LoserGrace is how long an attempt that has lost may go on before it is
+	// canceled, and what it has answered by then is read to its end, as far as
+	// Config.DrainLimit and DrainTime go: so its connection lives on over HTTP/1.1,
+	// where to cancel a request is to close its connection. Each attempt that may
+	// get a hedge then runs on a goroutine of its own. Negative is none.
+	// Default: none: what has lost is canceled at once.
+	LoserGrace time.Duration `json:"loserGrace,omitempty"`
 	// SameNode is On to hedge also where a balancer below has no node that the
 	// call has not tried, such as a service behind one address.
 	// Default: Off.
@@ -65,6 +77,7 @@ func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field s
 	c.MinSamples = inherit.Or(c.MinSamples, 100)
 	c.MinDelay = inherit.Or(c.MinDelay, time.Millisecond)
 	c.MaxHedges = inherit.Or(c.MaxHedges, 1)
+	c.LoserGrace = inherit.Or(c.LoserGrace, 0)
 	if c.MaxExtra == 0 {
 		c.MaxExtra = 0.05
 	}
