@@ -26,13 +26,13 @@ import (
 const loadKey = "endpoint-load-metrics-bin"
 
 // reportFrom takes the report in an attempt's trailer, if there is one.
-func reportFrom(l *balancer.Lease, now time.Time, trailer metadata.MD) {
+func reportFrom(l *balancer.Lease, trailer metadata.MD) {
 	values := trailer[loadKey]
 	if len(values) != 1 {
 		return
 	}
 	if r, ok := loadreport.ParseBinary([]byte(values[0])); ok {
-		l.Report(now, r)
+		l.Report(time.Time{}, r)
 	}
 }
 
