@@ -74,4 +74,3 @@ func TestStatusCodesAreJudged(t *testing.T) {
 		})
 	}
 }
-
