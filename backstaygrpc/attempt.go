@@ -29,6 +29,7 @@ type attempts struct {
 	method *method
 	opts   callOptions
 	call   backstay.Call
+	open   bool // the server may have nothing to say for long
 }
 
 // attempt is one of them: a lease, a connection and a context.
@@ -50,7 +51,7 @@ const maxPasses = 16
 func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) error {
 	c := x.conn
 	var unknown time.Time
-	pick := balancer.Call{Now: call.Now(frame)}
+	pick := balancer.Call{Now: call.Now(frame), LatencyNeutral: x.open}
 	if c.hashKey != "" {
 		pick.Key = keyOf(ctx, c.hashKey)
 	}
@@ -80,7 +81,7 @@ func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) err
 		case x.opts.waits:
 			// A call that may wait for a node does not have it judged for that.
 			if conn.ready(wait.context()) {
-				return x.start(ctx, frame, t, conn, time.Now())
+				return x.start(frame, t, conn, time.Now())
 			}
 			err := &notSentError{status.Error(codes.Unavailable, "the connection to node "+n.Key()+" is not ready")}
 			t.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Neutral, Err: err})
@@ -93,7 +94,7 @@ func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) err
 			pick.Avoid, passes = nil, 0
 			continue
 		case !conn.failing() || last:
-			return x.start(ctx, frame, t, conn, pick.Now)
+			return x.start(frame, t, conn, pick.Now)
 		default:
 			err := &notSentError{status.Error(codes.Unavailable, "the connection to node "+n.Key()+" has failed")}
 			t.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Failure, Retry: outcome.Always, Err: err})
@@ -104,16 +105,15 @@ func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) err
 }
 
 // start begins the attempt on the node that it has got.
-func (x *attempts) start(ctx context.Context, frame *call.Frame, t *attempt, conn *nodeConn, now time.Time) error {
+func (x *attempts) start(frame *call.Frame, t *attempt, conn *nodeConn, now time.Time) error {
 	t.of, t.conn, t.number, t.start = x, conn, max(frame.Number(), 1), now
-	t.ctx = x.outgoing(ctx, t.number)
-	t.Send(now)
 	return nil
 }
 
-// bound bounds the attempt in time: by its own timeout and by that of the call. Grpc
-// tells the server.
-func (t *attempt) bound(frame *call.Frame) {
+// unary makes the context of a unary attempt. Its own timeout and that of the call
+// bound it, of which grpc tells the server.
+func (t *attempt) unary(ctx context.Context, frame *call.Frame) {
+	t.ctx = t.of.outgoing(ctx, t.number)
 	deadline, kind, after := frame.Deadline(), outcome.ErrCallTimeout, time.Duration(0)
 	if !deadline.IsZero() {
 		after = deadline.Sub(frame.Start())
@@ -144,19 +144,25 @@ func (t *attempt) end(err error, a *answer) (again bool, _ error) {
 			t.Fail(now, outcome.Outcome{Class: outcome.Failure, Err: errAborted})
 		}
 	}()
-	o, err := t.of.conn.classify.judge(err, &end)
+	o, err := t.judge(err, &end)
 	judged = true
 	t.of.report(t, now, a.trailer)
 	if err != nil {
-		if most := t.of.opts.attempts; most > 0 && t.number >= most {
-			o.Retry = outcome.Never
-		}
 		t.Fail(now, o)
 		return t.of.opts.waits && !end.sent && o.Retry == outcome.Always && t.of.ctx.Err() == nil, err
 	}
 	o = t.Answered(now, a, http.StatusOK, o)
 	t.Done(now, o)
 	return false, nil
+}
+
+// judge returns how the attempt ended, and the error as the caller gets it.
+func (t *attempt) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
+	o, err := t.of.conn.classify.judge(err, end)
+	if most := t.of.opts.attempts; most > 0 && t.number >= most {
+		o.Retry = outcome.Never
+	}
+	return o, err
 }
 
 // abort ends an attempt that nobody has ended: something panics, or ends its

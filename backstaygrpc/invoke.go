@@ -95,7 +95,8 @@ func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, ag
 		return a, false, err
 	}
 	defer t.abort()
-	t.bound(frame)
+	t.unary(ctx, frame)
+	t.Send(t.start)
 	a.reply = x.messages.next(t.number)
 	err = t.conn.Invoke(t.ctx, x.name, x.messages.request, a.reply, a.options(&x.opts)...)
 	again, err = t.end(err, a)
