@@ -40,6 +40,7 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string
 			_ = x.finish(errAborted)
 		}
 	}()
+	x.framed = call.Carry(ctx, x.call.Frame) // from here on other goroutines may look at it
 	x.permit, x.untilHeaders, err = x.call.Admit(ctx)
 	if err == nil && desc.ClientStreams {
 		err = x.establish()
@@ -67,7 +68,8 @@ const keptRequest = 256 << 10
 type stream struct {
 	attempts
 	desc   *grpc.StreamDesc
-	detach func() bool // from ctx's end; may be nil
+	framed context.Context //nolint:containedctx // the caller's, with the frame
+	detach func() bool     // from ctx's end; may be nil
 
 	request any     // of a server's stream; nil before SendMsg
 	kept    bool    // it may be sent again
@@ -86,7 +88,7 @@ type stream struct {
 func (x *stream) establish() error {
 	retrier := x.method.settings.Retrier
 	// What has been sent cannot be repeated, nor is there anything to hedge.
-	ctx := retry.WithIdempotent(call.Carry(x.ctx, x.call.Frame), false)
+	ctx := retry.WithIdempotent(x.framed, false)
 	f, err := retry.Do(ctx, retrier, func(ctx context.Context) (*flight, error) {
 		for {
 			f, err := x.fly(ctx, call.Join(ctx, retrier))
@@ -297,7 +299,7 @@ func (x *stream) try(m any) (*flight, error) {
 			_ = x.finish(errAborted)
 		}
 	}()
-	ctx := call.Carry(x.ctx, x.call.Frame)
+	ctx := x.framed
 	if !repeatable {
 		ctx = retry.WithIdempotent(ctx, false)
 	}
@@ -331,7 +333,7 @@ func (x *stream) once(ctx context.Context, frame *call.Frame, incoming *messages
 			}
 			f.Send(f.start)
 			f.follow(ctx)
-			err = f.result()
+			err = f.note()
 		}
 		if err == nil {
 			err = f.await(incoming)

@@ -266,6 +266,17 @@ func (f *flight) result() error {
 	return f.err
 }
 
+// note has the frame know the end of an attempt that ended before the frame knew of
+// it. It returns result's error.
+func (f *flight) note() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		f.Answered(time.Time{}, nil, 0, f.outcome)
+	}
+	return f.err
+}
+
 // again reports whether nothing was sent and the call waits for a connection.
 func (f *flight) again() bool {
 	if f == nil || !f.x.opts.waits || f.x.ctx.Err() != nil {

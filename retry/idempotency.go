@@ -30,10 +30,3 @@ func idempotent(ctx context.Context, or bool) bool {
 	}
 	return or
 }
-
-// Idempotent returns what [WithIdempotent] says of ctx, if it says anything: for those
-// who make calls by a protocol of their own.
-func Idempotent(ctx context.Context) (idempotent, said bool) {
-	idempotent, said = ctx.Value(idempotentKey{}).(bool)
-	return idempotent, said
-}
