@@ -2,6 +2,7 @@ package backstaygrpc_test
 
 import (
 	"context"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -167,18 +168,20 @@ func endpointsOf(servers ...*server) []discovery.Endpoint {
 // newClient returns a client of the service "orders".
 func newClient(t testing.TB, cfg *backstay.Config, servers ...*server) *backstay.Client {
 	t.Helper()
-	if cfg == nil {
-		cfg = new(backstay.Config)
+	var own backstay.Config
+	if cfg != nil {
+		own = *cfg
 	}
-	if cfg.Services == nil {
-		cfg.Services = map[string]backstay.Service{"orders": {}}
-	}
-	orders := cfg.Services["orders"]
-	if orders.Endpoints == nil && orders.Resolver == nil {
+	orders := own.Services["orders"]
+	if orders.Resolver == nil {
 		orders.Endpoints = endpointsOf(servers...)
 	}
-	cfg.Services["orders"] = orders
-	client, err := backstay.New(cfg)
+	own.Services = maps.Clone(own.Services)
+	if own.Services == nil {
+		own.Services = make(map[string]backstay.Service)
+	}
+	own.Services["orders"] = orders
+	client, err := backstay.New(&own)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
