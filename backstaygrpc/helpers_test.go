@@ -1,6 +1,7 @@
 package backstaygrpc_test
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaygrpc"
+	"github.com/backstay/backstay/backstaytest"
 	"github.com/backstay/backstay/discovery"
 )
 
@@ -79,11 +81,13 @@ var (
 
 // server is a gRPC server on loopback. It can be stopped and started again.
 type server struct {
-	t    testing.TB
-	h    handlers
-	opts []grpc.ServerOption
-	addr string
-	seen atomic.Int64 // unary calls and streams
+	t        testing.TB
+	h        handlers
+	opts     []grpc.ServerOption
+	addr     string
+	net      *backstaytest.Network // nil for loopback
+	seen     atomic.Int64          // unary calls and streams
+	register func(*grpc.Server)    // other services; may be nil
 
 	mu  sync.Mutex
 	srv *grpc.Server
@@ -94,7 +98,13 @@ type server struct {
 // something else.
 func startServer(t testing.TB, h handlers, opts ...grpc.ServerOption) *server {
 	t.Helper()
-	s := &server{t: t, h: h, opts: opts}
+	return startServerIn(t, nil, "", h, opts...)
+}
+
+// startServerIn starts a server in memory, unless n is nil.
+func startServerIn(t testing.TB, n *backstaytest.Network, addr string, h handlers, opts ...grpc.ServerOption) *server {
+	t.Helper()
+	s := &server{t: t, h: h, opts: opts, net: n, addr: addr}
 	if h.unary == nil {
 		s.h.unary = func(context.Context, string) (string, error) { return s.addr, nil }
 	}
@@ -105,11 +115,15 @@ func startServer(t testing.TB, h handlers, opts ...grpc.ServerOption) *server {
 
 func (s *server) start() {
 	s.t.Helper()
-	addr := "127.0.0.1:0"
-	if s.addr != "" {
-		addr = s.addr
+	var (
+		l   net.Listener
+		err error
+	)
+	if s.net != nil {
+		l, err = s.net.Listen(s.addr)
+	} else {
+		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", cmp.Or(s.addr, "127.0.0.1:0"))
 	}
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", addr)
 	require.NoError(s.t, err)
 	s.addr = l.Addr().String()
 	count := grpc.ChainUnaryInterceptor(func(ctx context.Context, in any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
@@ -122,6 +136,9 @@ func (s *server) start() {
 	})
 	srv := grpc.NewServer(append(slices.Clone(s.opts), count, countStreams)...)
 	srv.RegisterService(s.h.desc(), nil)
+	if s.register != nil {
+		s.register(srv)
+	}
 	end := make(chan struct{})
 	go func() {
 		defer close(end)
@@ -175,6 +192,9 @@ func newClient(t testing.TB, cfg *backstay.Config, servers ...*server) *backstay
 	orders := own.Services["orders"]
 	if orders.Resolver == nil {
 		orders.Endpoints = endpointsOf(servers...)
+	}
+	if len(servers) > 0 && servers[0].net != nil {
+		own.Base = servers[0].net.Transport()
 	}
 	own.Services = maps.Clone(own.Services)
 	if own.Services == nil {

@@ -99,6 +99,7 @@ func (x *stream) establish() error {
 				err = f.begin()
 			}
 			if err == nil {
+				f.keep()
 				return f, nil
 			}
 			if !f.again() {

@@ -25,17 +25,17 @@ type flight struct {
 	local  bool // it is the request that was wrong
 	got    bool // answer has the first message
 
-	unfollow func() bool // from the context that Do gave
-	head     *time.Timer // to the attempt's timeout, until the header is there
-	idle     *time.Timer // while a message is awaited
+	stop context.CancelCauseFunc
+	head *time.Timer // to the attempt's timeout, until the header is there
+	idle *time.Timer // while a message is awaited
 
-	mu      sync.Mutex // guards what follows, and the end of the lease
-	stop    context.CancelCauseFunc
-	headed  bool
-	over    bool
-	err     error // the caller's, once it is over; nil for a good end
-	outcome outcome.Outcome
-	unsent  bool
+	mu       sync.Mutex  // guards what follows, and the end of the lease
+	unfollow func() bool // from the context that Do gave
+	headed   bool
+	over     bool
+	err      error // the caller's, once it is over; nil for a good end
+	outcome  outcome.Outcome
+	unsent   bool
 }
 
 // fly gets an attempt a node.
@@ -58,14 +58,16 @@ func (f *flight) bound(ctx context.Context, frame *call.Frame) {
 	}
 	f.ctx, f.stop = context.WithCancelCause(f.x.outgoing(base, f.number))
 	f.follow(ctx)
-	if d := frame.AttemptTimeout(); d > 0 {
+	if d := frame.AttemptTimeout(); d > 0 && !f.x.open { // else the header may wait for the client
 		f.head = time.AfterFunc(d, func() { f.expire(outcome.ErrAttemptTimeout, d) })
 	}
 }
 
 // follow has the attempt end with ctx, until it is the one that counts.
 func (f *flight) follow(ctx context.Context) {
-	if ctx != f.x.ctx && f.unfollow == nil && ctx.Done() != f.x.ctx.Done() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.unfollow == nil && !f.over && ctx.Done() != f.x.ctx.Done() {
 		f.unfollow = context.AfterFunc(ctx, func() { f.stop(context.Cause(ctx)) })
 	}
 }
@@ -122,10 +124,18 @@ func (f *flight) await(incoming *messages) error {
 	if err := f.result(); err != nil && !f.got {
 		return err
 	}
-	if f.unfollow != nil {
-		f.unfollow()
-	}
+	f.keep()
 	return nil
+}
+
+// keep has the attempt outlive the context that it followed.
+func (f *flight) keep() {
+	f.mu.Lock()
+	unfollow := f.unfollow
+	f.mu.Unlock()
+	if unfollow != nil {
+		unfollow()
+	}
 }
 
 // next receives a message. It returns io.EOF at a good end.
@@ -208,9 +218,7 @@ func (f *flight) finished(err error) {
 	f.settle(err)
 	err = f.err
 	f.mu.Unlock()
-	if f.unfollow != nil {
-		f.unfollow()
-	}
+	f.keep()
 	f.x.mu.Lock()
 	current := f.x.current == f
 	f.x.mu.Unlock()

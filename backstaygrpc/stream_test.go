@@ -256,10 +256,13 @@ func TestAbandonedStreamIsNobodysFailure(t *testing.T) {
 	srv := startServer(t, handlers{chat: hang, stream: func(_ string, s grpc.ServerStream) error { return hang(s) }})
 	conn := dial(t, newClient(t, quick(), srv))
 	for name, open := range map[string]func(context.Context, grpc.CallOption){
-		"both ways":        func(ctx context.Context, o grpc.CallOption) { _, _ = conn.NewStream(ctx, chatDesc, chat, o) },
-		"server's":         func(ctx context.Context, o grpc.CallOption) { openList(ctx, t, conn, o) },
-		"without request":  func(ctx context.Context, o grpc.CallOption) { _, _ = conn.NewStream(ctx, listDesc, list, o) },
-		"after the header": func(ctx context.Context, o grpc.CallOption) { s, _ := conn.NewStream(ctx, chatDesc, chat, o); go s.Header() }, //nolint:errcheck // hangs
+		"both ways":       func(ctx context.Context, o grpc.CallOption) { _, _ = conn.NewStream(ctx, chatDesc, chat, o) },
+		"server's":        func(ctx context.Context, o grpc.CallOption) { openList(ctx, t, conn, o) },
+		"without request": func(ctx context.Context, o grpc.CallOption) { _, _ = conn.NewStream(ctx, listDesc, list, o) },
+		"after the header": func(ctx context.Context, o grpc.CallOption) {
+			s, _ := conn.NewStream(ctx, chatDesc, chat, o)
+			go s.Header()
+		}, //nolint:errcheck // hangs
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
