@@ -79,6 +79,7 @@ type snapshot struct {
 	standby  []*Node // well, and without a share of the calls
 	probing  []*Node // half-open: a few calls each, beside the policy
 	ejected  []*Node // a call now and then, to see whether they are well again
+	bad      []*Node // ejected or unhealthy, and not used
 	refusing []*Node // open: asked only if there is nobody else
 	earliest *Node   // the one of refusing that may be tried first
 	nextTry  int64   // and when
@@ -520,6 +521,6 @@ func (b *Balancer) Close() error {
 		}
 	}
 	b.work.Wait()
-	b.events.Flush()
+	b.notify()
 	return nil
 }
