@@ -20,7 +20,7 @@ var errAborted = errors.New("backstaygrpc: the attempt ended in a panic")
 
 // invocation is one unary call.
 type invocation struct {
-	attempts
+	trials
 	messages messages
 	last     *answer // of the attempt that the caller gets
 }
@@ -90,7 +90,7 @@ func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error
 
 func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, again bool, err error) {
 	a := &answer{}
-	var t attempt
+	var t trial
 	if err := x.begin(ctx, frame, &t); err != nil {
 		return a, false, err
 	}

@@ -26,10 +26,6 @@ type nodeConn struct {
 	cc       resolver.ClientConn // nil while the connection is idle
 }
 
-// defaultPort is dialed where neither the endpoint nor the service's name has one, as
-// grpc's own resolvers have it.
-const defaultPort = "443"
-
 // conn returns the connection to a node, which the caller has a lease on.
 func (c *Conn) conn(n *balancer.Node) (*nodeConn, error) {
 	if known, ok := c.nodes.Load(n); ok {

@@ -66,7 +66,7 @@ const keptRequest = 256 << 10
 // Until it is committed to an attempt it may be made anew, which only the caller's
 // Header and RecvMsg do: by grpc's rules one at a time.
 type stream struct {
-	attempts
+	trials
 	desc   *grpc.StreamDesc
 	framed context.Context //nolint:containedctx // the caller's, with the frame
 	detach func() bool     // from ctx's end; may be nil

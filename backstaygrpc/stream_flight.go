@@ -18,7 +18,7 @@ import (
 // flight is one attempt of a stream. Its end is told by grpc (OnFinish), which comes
 // once, whatever ends it: an answer's end, an error, the caller's context.
 type flight struct {
-	attempt
+	trial
 	x      *stream
 	stream grpc.ClientStream
 	answer answer
@@ -41,7 +41,7 @@ type flight struct {
 // fly gets an attempt a node.
 func (x *stream) fly(ctx context.Context, frame *call.Frame) (*flight, error) {
 	f := &flight{x: x}
-	if err := x.begin(ctx, frame, &f.attempt); err != nil {
+	if err := x.begin(ctx, frame, &f.trial); err != nil {
 		return nil, err
 	}
 	f.bound(ctx, frame)
@@ -257,7 +257,7 @@ func (f *flight) settle(err error) {
 	}
 	f.outcome, f.err = f.judge(err, &end)
 	f.unsent = !end.sent
-	f.x.report(&f.attempt, now, f.answer.trailer)
+	reportFrom(f.Lease(), now, f.answer.trailer)
 }
 
 // ended reports whether the end has been told.

@@ -21,8 +21,8 @@ import (
 	"github.com/backstay/backstay/propagate"
 )
 
-// attempts is what the attempts of one call have in common.
-type attempts struct {
+// trials is what the attempts of one call have in common.
+type trials struct {
 	conn   *Conn
 	name   string          // the method's full one
 	ctx    context.Context //nolint:containedctx // the caller's
@@ -32,10 +32,10 @@ type attempts struct {
 	open   bool // the server may have nothing to say for long
 }
 
-// attempt is one of them: a lease, a connection and a context.
-type attempt struct {
+// trial is one of them: a lease, a connection and a context.
+type trial struct {
 	balancer.Attempt
-	of     *attempts
+	of     *trials
 	conn   *nodeConn
 	number int // from 1
 	start  time.Time
@@ -48,7 +48,7 @@ type attempt struct {
 const maxPasses = 16
 
 // begin gets an attempt a node with a connection: within ctx, which is the attempt's.
-func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) error {
+func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 	c := x.conn
 	var unknown time.Time
 	pick := balancer.Call{Now: call.Now(frame), LatencyNeutral: x.open}
@@ -105,14 +105,14 @@ func (x *attempts) begin(ctx context.Context, frame *call.Frame, t *attempt) err
 }
 
 // start begins the attempt on the node that it has got.
-func (x *attempts) start(frame *call.Frame, t *attempt, conn *nodeConn, now time.Time) error {
+func (x *trials) start(frame *call.Frame, t *trial, conn *nodeConn, now time.Time) error {
 	t.of, t.conn, t.number, t.start = x, conn, max(frame.Number(), 1), now
 	return nil
 }
 
 // unary makes the context of a unary attempt. Its own timeout and that of the call
 // bound it, of which grpc tells the server.
-func (t *attempt) unary(ctx context.Context, frame *call.Frame) {
+func (t *trial) unary(ctx context.Context, frame *call.Frame) {
 	t.ctx = t.of.outgoing(ctx, t.number)
 	deadline, kind, after := frame.Deadline(), outcome.ErrCallTimeout, time.Duration(0)
 	if !deadline.IsZero() {
@@ -128,7 +128,7 @@ func (t *attempt) unary(ctx context.Context, frame *call.Frame) {
 
 // end ends the attempt with what grpc says of it, and returns the error as the caller
 // gets it. Again is whether nothing was sent and the call waits for a connection.
-func (t *attempt) end(err error, a *answer) (again bool, _ error) {
+func (t *trial) end(err error, a *answer) (again bool, _ error) {
 	t.over = true
 	end := attemptEnd{ctx: t.of.ctx, sent: a.peer.Addr != nil, trailer: a.trailer}
 	if err != nil && t.ctx.Err() != nil {
@@ -146,7 +146,7 @@ func (t *attempt) end(err error, a *answer) (again bool, _ error) {
 	}()
 	o, err := t.judge(err, &end)
 	judged = true
-	t.of.report(t, now, a.trailer)
+	reportFrom(t.Lease(), now, a.trailer)
 	if err != nil {
 		t.Fail(now, o)
 		return t.of.opts.waits && !end.sent && o.Retry == outcome.Always && t.of.ctx.Err() == nil, err
@@ -157,7 +157,7 @@ func (t *attempt) end(err error, a *answer) (again bool, _ error) {
 }
 
 // judge returns how the attempt ended, and the error as the caller gets it.
-func (t *attempt) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
+func (t *trial) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
 	o, err := t.of.conn.classify.judge(err, end)
 	if most := t.of.opts.attempts; most > 0 && t.number >= most {
 		o.Retry = outcome.Never
@@ -167,7 +167,7 @@ func (t *attempt) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
 
 // abort ends an attempt that nobody has ended: something panics, or ends its
 // goroutine.
-func (t *attempt) abort() {
+func (t *trial) abort() {
 	if t.over {
 		return
 	}
@@ -178,11 +178,8 @@ func (t *attempt) abort() {
 	t.Fail(time.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
 }
 
-// report has the node's load known, if the trailer tells it.
-func (x *attempts) report(*attempt, time.Time, metadata.MD) {}
-
 // outgoing returns the attempt's context: ctx, with what the server is told.
-func (x *attempts) outgoing(ctx context.Context, number int) context.Context {
+func (x *trials) outgoing(ctx context.Context, number int) context.Context {
 	if number <= 1 && !x.conn.propagate {
 		return ctx
 	}
