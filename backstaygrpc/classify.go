@@ -168,11 +168,10 @@ func (c Classifier) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
 	if byContext(err) && (ended(end.ctx) || end.cause != nil) {
 		// The caller's, or a hedge that has lost. grpc's error does not answer to
 		// errors.Is, by which the balancer tells a deadline from a cancel.
-		o := outcome.Outcome{Class: outcome.Neutral, Err: err}
 		if status.Code(err) == codes.DeadlineExceeded {
-			o.Err = &deadlineError{err}
+			err = &deadlineError{err}
 		}
-		return o, err
+		return outcome.Outcome{Class: outcome.Neutral, Err: err}, err
 	}
 	if end.sent {
 		return c.of(err, end.trailer), err
@@ -210,8 +209,9 @@ func ended(ctx context.Context) bool {
 // deadlineError has grpc's DeadlineExceeded answer to context.DeadlineExceeded.
 type deadlineError struct{ error }
 
-func (e *deadlineError) Unwrap() error        { return e.error }
-func (e *deadlineError) Is(target error) bool { return target == context.DeadlineExceeded }
+func (e *deadlineError) Unwrap() error              { return e.error }
+func (e *deadlineError) Is(target error) bool       { return target == context.DeadlineExceeded }
+func (e *deadlineError) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 // notSentError marks a status as one of which nothing reached the server.
 type notSentError struct{ error }

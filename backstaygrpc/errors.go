@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/limit"
@@ -57,6 +58,8 @@ type Error struct {
 	Service string
 	// Err is what happened. It is not nil.
 	Err error
+
+	ended error // the caller's context's, if it is that which ended the call
 }
 
 // Error names the service and says what happened.
@@ -65,8 +68,15 @@ func (e *Error) Error() string { return "backstaygrpc: service " + e.Service + "
 // Unwrap returns what happened.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Is matches the error of the caller's context, if it is that which ended the call,
+// whatever its cause.
+func (e *Error) Is(target error) bool { return e.ended != nil && target == e.ended }
+
 // GRPCStatus returns the status: see [Error].
 func (e *Error) GRPCStatus() *status.Status {
+	if e.ended != nil {
+		return status.New(status.FromContextError(e.ended).Code(), e.Error())
+	}
 	if st, ok := statusOf(e.Err); ok {
 		return st
 	}
@@ -104,7 +114,7 @@ func reasonOf(err error) (string, map[string]string) {
 		return ReasonRate, map[string]string{"limit": limited.Key}
 	}
 	switch {
-	case errors.Is(err, balancer.ErrClosed):
+	case errors.Is(err, balancer.ErrClosed), errors.Is(err, backstay.ErrClosed):
 		return ReasonClosed, nil
 	case errors.Is(err, balancer.ErrPanic):
 		return ReasonPanic, nil
@@ -115,16 +125,18 @@ func reasonOf(err error) (string, map[string]string) {
 	return ReasonRefused, nil
 }
 
-// errorOf returns err with a status: as it is if it bears one itself.
-func errorOf(service string, err error) error {
+// errorOf returns err with a status: as it is if it bears one itself. The context is
+// the caller's.
+func errorOf(ctx context.Context, service string, err error) error {
 	if err == nil {
 		return nil
-	}
-	if unsent, ok := err.(*notSentError); ok { //nolint:errorlint // our own, as it is
-		return unsent
 	}
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // not one within
 		return err
 	}
-	return &Error{Service: service, Err: err}
+	e := &Error{Service: service, Err: err}
+	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+		e.ended = ctx.Err()
+	}
+	return e
 }

@@ -64,6 +64,7 @@ type Balancer struct {
 	failures  int       // OnDemand: in a row
 	watchers  map[int]func()
 	watcherID int
+	leavers   map[int]func(*Node) // see OnLeave
 	layers    []*transport
 	events    event.Queue
 
@@ -505,6 +506,7 @@ func (b *Balancer) Close() error {
 		b.wake()
 	}
 	layers := b.layers
+	leavers := slices.Collect(maps.Values(b.leavers))
 	nodes := slices.AppendSeq(slices.Clone(b.order), maps.Keys(b.leaving))
 	b.mu.Unlock()
 	b.cancel(ErrClosed)
@@ -514,6 +516,9 @@ func (b *Balancer) Close() error {
 	}
 	for _, n := range nodes {
 		n.links.close()
+		for _, left := range leavers {
+			left(n)
+		}
 	}
 	b.work.Wait()
 	b.notify()

@@ -490,7 +490,7 @@ func (f *Frame) Answered(now time.Time, i int, answer any, status int, o outcome
 func (f *Frame) note(now time.Time, i, status int, o outcome.Outcome) {
 	if i >= 0 && i < len(f.attempts) {
 		a := &f.attempts[i]
-		a.Headers, a.Status, a.Outcome = now.Sub(a.Start), status, o
+		a.Headers, a.Status, a.Outcome = max(now.Sub(a.Start), 1), status, o // 0 is awaited
 	}
 }
 

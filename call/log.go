@@ -73,7 +73,7 @@ type Record struct {
 	// Duration is the time until the caller got headers or an error; 0 while
 	// the call is under way.
 	Duration time.Duration
-	// Status is the answer's status, if there was one.
+	// Status is the answer's status, if it has one: those of functions have none.
 	Status int
 	// Err is what the caller got instead of an answer.
 	Err error
@@ -107,7 +107,7 @@ type Attempt struct {
 	// Headers is the time to the response's headers or to the error; 0 while
 	// it is awaited. Total is the time to the end of the body; 0 while open.
 	Headers, Total time.Duration
-	// Status is the answer's status, 0 if there was none.
+	// Status is the answer's status, 0 if there was none or it has none.
 	Status int
 	// Outcome is what the layers made of it.
 	Outcome outcome.Outcome
@@ -171,11 +171,16 @@ func (r Record) String() string {
 			b.WriteString(s)
 		}
 	}
+	if b.Len() == 0 {
+		b.WriteString("call")
+	}
 	switch {
 	case r.Duration == 0 && r.Status == 0 && r.Err == nil:
 		b.WriteString(": under way")
 	case r.Err != nil:
 		fmt.Fprintf(&b, ": failed in %s: %v", round(r.Duration), r.Err)
+	case r.Status == 0: // what was called has none
+		fmt.Fprintf(&b, ": ok in %s", round(r.Duration))
 	default:
 		fmt.Fprintf(&b, ": %d in %s", r.Status, round(r.Duration))
 	}
@@ -220,6 +225,8 @@ func (a Attempt) String() string {
 	switch {
 	case a.Headers == 0 && a.Status == 0 && a.Outcome.Err == nil:
 		return where + " awaited"
+	case a.Status == 0 && a.Outcome.Err == nil:
+		return fmt.Sprintf("%s ok in %s", where, round(a.Headers))
 	case a.Status == 0:
 		return fmt.Sprintf("%s %v in %s", where, cause(a.Outcome.Err), round(a.Headers))
 	case a.Total > 0 && a.Outcome.Err != nil && a.Outcome.Class == outcome.Failure && a.Status < 400:

@@ -13,8 +13,8 @@ import (
 
 // Do calls fn, and again if its error says so: see [outcome.Of] and
 // Config.Classify. It returns what the last call of fn returned. fn must be such
-// that it may be repeated; an error that it wraps in [outcome.Permanent] ends the
-// call at once.
+// that it may be repeated, or [WithIdempotent] says that it is not; an error that
+// it wraps in [outcome.Permanent] ends the call at once.
 //
 // fn gets a context that ends with the attempt, so what it returns must not
 // depend on that context. If one of the retrier's own timeouts ended it, a
@@ -23,96 +23,111 @@ import (
 // Do does not call fn at all if ctx has ended before. If ctx ends during a wait,
 // the error wraps context.Cause(ctx) and what fn returned last. Where the budget
 // or a refusal keeps fn from being called again, the error is a [*StoppedError].
+//
+// With Config.Hedge, fn is called again while it is still running, on another
+// goroutine and with a context of its own. The first of these calls to return
+// without an error ends the others' contexts, with a cause that is
+// context.Canceled; Do returns when the call on its own goroutine has. What the
+// others return after all is dropped, and closed if it is an io.Closer or an
+// *http.Response.
+//
+// Do is also what a transport of its own kind can be built on, which chooses nodes
+// and shares a [call.Frame] with its layers: if ctx carries a frame whose chain has
+// r as a member, Do makes the attempts of that frame's call, within its deadline,
+// on the budget of its service and with its route in events; in the frame it notes
+// its waits and why it goes on, or does not. fn finds the frame in its context,
+// and in that of a hedge one that is beside it ([call.Frame.Beside]). An attempt
+// that fn notes there itself (Send, Answered) is not noted by Do, and if the error
+// is the one that was noted, its outcome is the one that was noted, too. There is
+// another node if [call.Frame.Others] says so; without a frame each attempt may
+// meet another. Of two calls of Do in one frame only the outer one repeats.
 func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, error)) (T, error) {
 	if ctx.Err() != nil {
 		var none T
 		return none, context.Cause(ctx)
 	}
-	var (
-		start  time.Time
-		limits attempt.Limits
-	)
-	if r.cfg.AttemptTimeout > 0 || r.cfg.Timeout > 0 {
-		start = clock.Now()
-		r.cfg.limit(&limits, start, max(r.cfg.AttemptTimeout, 0))
+	p, plain := r.plain(ctx)
+	if !plain {
+		return doWithin(ctx, r, fn)
 	}
-	budget := r.budgets.get("")
-	budget.Deposit(start) // which reads the clock only if it must
-	defer budget.Finish()
-	v, err := once(ctx, start, limits, fn)
+	defer p.budget.Finish()
+	v, err := once(ctx, p.start, &p.limits, fn)
 	if err == nil {
-		budget.Judge(outcome.Outcome{Class: outcome.Success})
+		p.budget.Judge(outcome.Outcome{Class: outcome.Success})
 		return v, nil
 	}
-	return again(ctx, r, budget, limits, fn, v, err)
-}
-
-// again goes on after a first attempt that returned v and err.
-func again[T any](
-	ctx context.Context, r *Retrier, budget *Budget, limits attempt.Limits,
-	fn func(context.Context) (T, error), v T, err error,
-) (T, error) {
-	s := series{cfg: r.cfg, budget: budget, deadline: nearest(ctx, limits.Deadline), attempts: 1}
-	defer s.settle()
-	of := subject{service: r.cfg.Name}
-	reached := !outcome.NotSent(err)
-	for {
-		o := r.cfg.Classify(err)
-		s.ended(o)
-		if o.Retry == outcome.Never {
-			return v, err
-		}
-		wait, why := s.next(clock.Now(), o, facts{repeatable: idempotent(ctx, true), resendable: true, elsewhere: true, final: call.InboundOf(ctx).Final()})
-		if why != "" {
-			s.gaveUp(ctx, of, o, why)
-			if why == ReasonBudget {
-				err = &StoppedError{Err: err, Reason: ErrBudget}
-			}
-			return v, err
-		}
-		s.retried(ctx, of, o, wait)
-		if cause := sleep(ctx, wait, nil); cause != nil {
-			s.gaveUp(ctx, of, o, ReasonCanceled)
-			return v, canceled(cause, err)
-		}
-		next, nextErr := once(ctx, clock.Now(), limits, fn)
-		if nextErr != nil && outcome.Refused(nextErr) {
-			s.gaveUp(ctx, of, o, ReasonRefused)
-			return v, &StoppedError{Err: err, Reason: nextErr}
-		}
-		s.attempts++
-		v, err = next, afterLast(nextErr, err)
-		switch {
-		case err == nil:
-			s.ended(outcome.Outcome{Class: outcome.Success})
-			return v, nil
-		case !outcome.NotSent(err):
-			reached = true
-		case reached:
-			err = &reachedError{err}
-		}
-	}
+	return again(ctx, r, &p, fn, v, err)
 }
 
 // Run is [Do] for a function that returns only an error.
 func (r *Retrier) Run(ctx context.Context, fn func(context.Context) error) error {
-	_, err := Do(ctx, r, func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) })
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	p, plain := r.plain(ctx)
+	if !plain {
+		_, err := doWithin(ctx, r, withValue(fn))
+		return err
+	}
+	defer p.budget.Finish()
+	// In place: this one does not outlive the attempt, and costs no allocation.
+	v, err := once(ctx, p.start, &p.limits, func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) })
+	if err == nil {
+		p.budget.Judge(outcome.Outcome{Class: outcome.Success})
+		return nil
+	}
+	_, err = again(ctx, r, &p, withValue(fn), v, err)
 	return err
 }
 
+func withValue(fn func(context.Context) error) func(context.Context) (struct{}, error) {
+	return func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) }
+}
+
+// plainCall is what a call needs that is in no frame and no log, and has no hedges.
+type plainCall struct {
+	budget *Budget
+	start  time.Time // zero if nobody asks
+	limits attempt.Limits
+}
+
+// plain begins a call under ctx, if it is a plain one.
+func (r *Retrier) plain(ctx context.Context) (p plainCall, plain bool) {
+	if r.cfg.Hedge.on() || call.Join(ctx, r) != nil || call.Logged(ctx) {
+		return p, false
+	}
+	if r.cfg.AttemptTimeout > 0 || r.cfg.Timeout > 0 {
+		p.start = clock.Now()
+		r.cfg.limit(&p.limits, p.start, max(r.cfg.AttemptTimeout, 0))
+	}
+	p.budget = r.budgets.get("")
+	p.budget.Deposit(p.start) // which reads the clock only if it must
+	return p, true
+}
+
+// again goes on after a first attempt that returned v and err.
+func again[T any](ctx context.Context, r *Retrier, p *plainCall, fn func(context.Context) (T, error), v T, err error) (T, error) {
+	c := function[T]{r: r, ctx: ctx, fn: fn, of: subject{service: r.cfg.Name}, limits: p.limits}
+	c.cfg, c.budget, c.deadline = r.cfg, p.budget, nearest(ctx, p.limits.Deadline)
+	defer c.settle()
+	return c.run(result[T]{v, err, r.cfg.Classify(err)})
+}
+
 // once makes one attempt. Nothing is derived where there is nothing to bound.
-func once[T any](ctx context.Context, now time.Time, l attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
+func once[T any](ctx context.Context, now time.Time, l *attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
 	if l.Attempt <= 0 && l.Deadline.IsZero() {
 		return fn(ctx)
 	}
-	return bounded(ctx, now, l, fn)
+	a := new(attempt.Attempt)
+	a.Start(ctx, now, l)
+	return under(a, a.Context(), fn)
 }
 
-func bounded[T any](ctx context.Context, now time.Time, l attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
-	a := new(attempt.Attempt)
-	a.Start(ctx, now, &l)
+// under makes an attempt that has begun, with a context that is its own or derived
+// from that.
+func under[T any](a *attempt.Attempt, ctx context.Context, fn func(context.Context) (T, error)) (T, error) {
 	defer a.End()
-	v, err := fn(a.Context())
+	v, err := fn(ctx)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		// Other errors are fn's word on what happened, and are left as they are.
 		err = a.Error(err)

@@ -20,7 +20,7 @@
 // timeout of an attempt, 408, 429, 502, 503 and 504 a call is tried again if it
 // may be repeated. Over HTTP that is so for idempotent methods and requests with
 // an Idempotency-Key, which Config.GenerateKey gives to those without; a function
-// given to [Do] must be such. [WithIdempotent] says it of a call, either way, and
+// given to [Do] is taken to be such. [WithIdempotent] says it of a call, either way, and
 // has priority. Never tried again
 // are refusals of our own, the caller's cancel and deadline, failures of the
 // request's own body, and what [outcome.Permanent] marks. What failed because of
@@ -60,9 +60,9 @@
 // is tried again as usual.
 //
 // The attempt that loses is canceled, and the call is over only when it has
-// returned: a transport that does not heed its request's context, as net/http's
-// does, gains nothing by hedges. Over HTTP/1.1 to cancel a request is to close its
-// connection. Breakers and balancers take it as neutral. A panic of a hedge is
+// returned: a transport, or a function, that does not heed its context, as
+// net/http's does, gains nothing by hedges. Over HTTP/1.1 to cancel a request is to
+// close its connection. Breakers and balancers take it as neutral. A panic of a hedge is
 // raised again on the caller's goroutine, unless the call is over.
 //
 // # What the caller gets

@@ -19,7 +19,12 @@ import (
 // Only calls that may be repeated are hedged, with no body or one that GetBody
 // gives anew, and no long polls (a frame that is latency neutral). A hedge counts
 // as an attempt: there is none beyond Config.MaxAttempts. It is paid for out of
-// Config.Budget and MaxExtra both. Do and Run do not hedge.
+// Config.Budget and MaxExtra both.
+//
+// It holds for the functions of Do and Run too, which are then called while another
+// call of the same function is under way: they must bear that, as one that writes to
+// a variable of its surroundings does not. What a call that loses returns without an
+// error is closed if it is an io.Closer or an *http.Response, and else dropped.
 type HedgeConfig struct {
 	// Delay is how long an attempt is without an answer before it gets a hedge.
 	// Negative is none.

@@ -1,6 +1,7 @@
 package retry_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -21,6 +22,11 @@ func TestHedgeThatDoesNotBeginAllocatesNoMoreThanPromised(t *testing.T) {
 	for name, cfg := range armed() {
 		layer := newRetrier(t, &retry.Config{Hedge: cfg}).Layer(newNoop())
 		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { roundTrip(layer, req) }), 4.0, name)
+	}
+	fn := func(context.Context) (int, error) { return 1, nil }
+	for name, cfg := range armed() {
+		r := newRetrier(t, &retry.Config{Hedge: cfg})
+		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { _, _ = retry.Do(t.Context(), r, fn) }), 2.0, "Do: "+name)
 	}
 	layer := newRetrier(t, &retry.Config{Hedge: retry.HedgeConfig{Percentile: 0.95}}).Layer(newNoop())
 	require.LessOrEqual(t, testing.AllocsPerRun(50, func() { roundTrip(layer, req) }), 2.0, "before there are samples")

@@ -55,10 +55,9 @@ type exchange struct {
 	replay  *replay
 	held    *held // the last answer's response while there is another attempt
 
-	hedger *hedger   // nil if the call has no hedges
-	hedged int       // hedges that have begun
-	lane   *flight   // what to make the next attempt with, if it can be superseded,
-	now    time.Time // and when it begins
+	hedging
+	lane *flight   // what to make the next attempt with, if it can be superseded,
+	now  time.Time // and when it begins
 }
 
 // RoundTripFrame makes the call's attempts.
@@ -134,7 +133,7 @@ func (c *exchange) run() (*http.Response, error) {
 			return c.back(last, ReasonRefused, a.err)
 		}
 		c.attempts++
-		a.err = afterLast(a.err, last.failure())
+		a.err = afterLast(a.err, failure(&last))
 		switch {
 		case a.err == nil || !outcome.NotSent(a.err):
 			c.reached = true
@@ -142,13 +141,13 @@ func (c *exchange) run() (*http.Response, error) {
 			a.err = &reachedError{a.err}
 		}
 		c.drop()
-		if a.o.Retry == outcome.Never && c.alsoRetried(a.resp) {
+		if a.o.Retry == outcome.Never && c.alsoRetried(a.value) {
 			a.o.Retry = outcome.IfIdempotent
 		}
 		c.ended(a.o)
 		if a.o.Retry == outcome.Never {
-			c.tell(&a)
-			return a.resp, a.err
+			c.tell(c.ctx, a.o, a.value != nil && outcome.RetryForbidden(a.value.Header))
+			return a.value, a.err
 		}
 		last = a
 		wait, why := c.next(clock.Now(), a.o, facts{
@@ -165,19 +164,19 @@ func (c *exchange) run() (*http.Response, error) {
 		if why != "" {
 			c.frame.GaveUp(string(why))
 			c.gaveUp(c.ctx, c.subject(), a.o, why)
-			return a.resp, a.err
+			return a.value, a.err
 		}
 		if c.frame != nil {
 			c.frame.Because(c.why, c.budget.Balance(time.Time{}))
 		}
 		c.retried(c.ctx, c.subject(), a.o, wait)
-		if a.resp != nil {
-			c.held = hold(a.resp, c.cfg.DrainLimit, c.cfg.DrainTime)
+		if a.value != nil {
+			c.held = hold(a.value, c.cfg.DrainLimit, c.cfg.DrainTime)
 		}
 		if err := c.sleep(wait); err != nil {
 			c.gaveUp(c.ctx, c.subject(), a.o, ReasonCanceled)
 			c.drop()
-			return nil, canceled(err, a.failure())
+			return nil, canceled(err, failure(&a))
 		}
 		var err error
 		if body, getBody, err = c.nextBody(); err != nil {
@@ -225,20 +224,11 @@ func (c *exchange) nextBody() (io.ReadCloser, func() (io.ReadCloser, error), err
 func (c *exchange) back(last answer, why Reason, reason error) (*http.Response, error) {
 	c.frame.GaveUp(string(why))
 	c.gaveUp(c.ctx, c.subject(), last.o, why)
-	if last.resp != nil {
+	if last.value != nil {
 		c.held = nil // it is the response's body now, and the caller's
-		return last.resp, nil
+		return last.value, nil
 	}
 	return nil, &StoppedError{Err: last.err, Reason: reason}
-}
-
-// tell tells the tier above that it is of no use to repeat what has failed in a way
-// that is never tried again, if it has been tried again before, or if the tier below
-// says so.
-func (c *exchange) tell(a *answer) {
-	if (a.o.Failed() || a.o.Class == outcome.Throttled) && (c.attempts > 1 || a.resp != nil && outcome.RetryForbidden(a.resp.Header)) {
-		call.InboundOf(c.ctx).SetExhausted()
-	}
 }
 
 // end settles with the budget when the call is over, and leaves nothing open if

@@ -42,22 +42,18 @@ func (fl *flight) Ended(err error) {
 	fl.frame.Ended(time.Time{}, fl.index, o)
 }
 
-// answer is how an attempt ended. Either resp or err is nil.
-type answer struct {
-	resp *http.Response
-	err  error
-	o    outcome.Outcome
-}
+// answer is how an attempt ended. Either its value or its error is nil.
+type answer = result[*http.Response]
 
 // failure is what the attempt failed with, in words.
-func (a *answer) failure() error {
+func failure(a *answer) error {
 	switch {
 	case a.err != nil:
 		return a.err
 	case a.o.Err != nil:
 		return a.o.Err
-	case a.resp != nil:
-		return outcome.StatusError(a.resp.StatusCode)
+	case a.value != nil:
+		return outcome.StatusError(a.value.StatusCode)
 	}
 	return nil // there was none
 }
@@ -76,7 +72,7 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		if over {
 			return
 		}
-		layer.CloseResponse(a.resp)
+		layer.CloseResponse(a.value)
 		if fl != nil {
 			fl.End()
 		}
@@ -96,21 +92,21 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		req = req.WithContext(c.ctx) // the transport may hold on to the one before
 	}
 
-	a.resp, a.err = c.t.Forward(req, c.frame) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
+	a.value, a.err = c.t.Forward(req, c.frame) //nolint:bodyclose // it is handed on, or closed by whoever sees that it cannot be
 
 	switch {
-	case a.err != nil && a.resp != nil: // against net/http's contract
-		layer.CloseResponse(a.resp)
-		a.resp = nil
-	case a.err == nil && a.resp == nil:
+	case a.err != nil && a.value != nil: // against net/http's contract
+		layer.CloseResponse(a.value)
+		a.value = nil
+	case a.err == nil && a.value == nil:
 		a.err = errNoAnswer
 	}
 	if fl != nil {
 		c.land(fl, a)
 	}
 	c.judge(a, fl, start, c.frame.Attempts() > sent, c.frame.Refusals() > refused)
-	if fl != nil && a.resp != nil {
-		a.resp.Body = fl.Wrap(a.resp.Body, fl.ender())
+	if fl != nil && a.value != nil {
+		a.value.Body = fl.Wrap(a.value.Body, fl.ender())
 	}
 	over = true
 }
@@ -120,12 +116,12 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 // one has refused it: then there was none.
 func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused bool) {
 	if inner {
-		if o, known := c.frame.Outcome(a.resp, a.err); known {
+		if o, known := c.frame.Outcome(a.value, a.err); known {
 			a.o = o
 			return
 		}
 	}
-	a.o = c.cfg.Classifier.Classify(c.req, a.resp, a.err)
+	a.o = c.cfg.Classifier.Classify(c.req, a.value, a.err)
 	if inner || c.frame == nil || a.err != nil && (refused || outcome.Refused(a.err)) {
 		return
 	}
@@ -134,8 +130,8 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 		start = now // nobody reads the log
 	}
 	i := c.frame.Send(start, nil, "", "")
-	if a.resp != nil {
-		c.frame.Answered(now, i, a.resp, a.resp.StatusCode, a.o)
+	if a.value != nil {
+		c.frame.Answered(now, i, a.value, a.value.StatusCode, a.o)
 	} else {
 		c.frame.Answered(now, i, nil, 0, a.o)
 	}
@@ -147,7 +143,7 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 // land settles what the flight's bounds and bodies have to say to its answer.
 func (c *exchange) land(fl *flight, a *answer) {
 	if a.err == nil && c.cfg.BufferBody == On && c.cfg.repeatable(c.req) {
-		a.err = buffer(a.resp)
+		a.err = buffer(a.value)
 	}
 	if a.err == nil {
 		a.err = fl.Headers()
@@ -157,8 +153,8 @@ func (c *exchange) land(fl *flight, a *answer) {
 	if a.err == nil {
 		return
 	}
-	layer.CloseResponse(a.resp)
-	a.resp = nil
+	layer.CloseResponse(a.value)
+	a.value = nil
 	fl.End()
 }
 

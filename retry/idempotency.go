@@ -14,12 +14,19 @@ func WithIdempotent(ctx context.Context, idempotent bool) context.Context {
 	return context.WithValue(ctx, idempotentKey{}, idempotent)
 }
 
+// Idempotent returns what [WithIdempotent] says of calls under ctx, and whether it
+// says anything.
+func Idempotent(ctx context.Context) (idempotent, said bool) {
+	idempotent, said = ctx.Value(idempotentKey{}).(bool)
+	return idempotent, said
+}
+
 type idempotentKey struct{}
 
 // idempotent returns what WithIdempotent says of ctx, or else the value given.
 func idempotent(ctx context.Context, or bool) bool {
-	if said, ok := ctx.Value(idempotentKey{}).(bool); ok {
-		return said
+	if is, said := Idempotent(ctx); said {
+		return is
 	}
 	return or
 }

@@ -228,3 +228,12 @@ func (s *series) gaveUp(ctx context.Context, of subject, o outcome.Outcome, why 
 		})
 	}
 }
+
+// tell tells the tier above that it is of no use to repeat what has failed in a way
+// that is never tried again, if it has been tried again before, or if the tier below
+// says so.
+func (s *series) tell(ctx context.Context, o outcome.Outcome, forbidden bool) {
+	if (o.Failed() || o.Class == outcome.Throttled) && (s.attempts > 1 || forbidden) {
+		call.InboundOf(ctx).SetExhausted()
+	}
+}

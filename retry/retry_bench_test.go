@@ -51,6 +51,15 @@ func TestSuccessAllocatesNoMoreThanPromised(t *testing.T) {
 	bounded := newRetrier(t, &retry.Config{AttemptTimeout: time.Second, Timeout: time.Minute})
 	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { _, _ = retry.Do(ctx, bounded, fn) }), 1.0, "Do with timeouts")
 
+	push := func(do func(context.Context)) float64 { // a frame serves one call, so each run has its own
+		chain := call.NewChain(r)
+		return testing.AllocsPerRun(1000, func() {
+			ctx, _ := call.Push(ctx, chain, call.Info{Service: "orders"})
+			do(ctx)
+		})
+	}
+	require.Equal(t, push(func(context.Context) {}), push(func(ctx context.Context) { _, _ = retry.Do(ctx, r, fn) }), "Do in a frame")
+
 	get := newRequest(t, ctx, "GET", nil)
 	plain := newRetrier(t, &retry.Config{AttemptTimeout: -1}).Layer(newNoop())
 	require.Zero(t, testing.AllocsPerRun(1000, func() { roundTrip(plain, get) }), "HTTP without timeouts")
