@@ -97,7 +97,7 @@ func (a *attempt) done(info grpcbalancer.DoneInfo) {
 
 func (a *attempt) finish(info *grpcbalancer.DoneInfo, o outcome.Outcome) {
 	if a.reads {
-		reportFrom(&a.lease, info.Trailer)
+		reportFrom(&a.lease, time.Time{}, info.Trailer)
 	}
 	a.lease.Done(time.Time{}, o)
 }
