@@ -29,6 +29,7 @@ type Client struct {
 	base  http.RoundTripper // what connections are made with; never nil
 	mux   *http.ServeMux    // matches routes; nil if there are none
 	hosts atomic.Pointer[spelled]
+	shut  atomic.Bool // closing, for those who do not look at hosts
 
 	mu       sync.Mutex // guards what follows, and changes of hosts
 	services map[string]*service
@@ -294,6 +295,7 @@ func (c *Client) Layers() []string {
 // those under way are over and their bodies closed, and then closes. If ctx ends
 // before, it closes at once and returns the context's cause.
 func (c *Client) Shutdown(ctx context.Context) error {
+	c.shut.Store(true)
 	c.mu.Lock()
 	c.closing = true
 	services := c.list()
@@ -312,6 +314,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 // over them, and calls fail from now on. It waits for the client's goroutines.
 // It may be called more than once.
 func (c *Client) Close() error {
+	c.shut.Store(true)
 	c.mu.Lock()
 	c.closing = true
 	services := c.list()

@@ -34,7 +34,9 @@ type Config struct {
 	Services map[string]Service `json:"services,omitempty"`
 	// Routes holds settings for some of the calls, by http.ServeMux's patterns:
 	// "GET /v1/items/{id}" for every service, "GET orders/v1/items/{id}" for
-	// one. Default: none.
+	// one. Those of gRPC are its full names of methods: "/orders.v1.Orders/Get".
+	// A pattern that ends with "/*" stands for all that begins so:
+	// "/orders.v1.Orders/*" is "/orders.v1.Orders/". Default: none.
 	Routes map[string]Route `json:"routes,omitempty"`
 	// Base is what connections are made with. An *http.Transport is a template
 	// for each node's own, see [balancer.Balancer.Layer]; another RoundTripper

@@ -131,7 +131,8 @@ func TestProductionFilesAreShort(t *testing.T) {
 }
 
 func TestNoInitFunctions(t *testing.T) {
-	none(t, sourceTree(t).InitFunctions())
+	// gRPC reads its registry of balancers without a lock.
+	none(t, sourceTree(t).InitFunctions("backstaygrpc/bridge.go"))
 }
 
 func TestNoTimersThatNobodyStops(t *testing.T) {

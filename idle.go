@@ -71,7 +71,7 @@ func (c *Client) sweep() {
 
 // release lets a service go, unless a call has just entered it. c.mu is held.
 func (c *Client) release(s *service) bool {
-	if !s.calls.CompareAndSwap(0, letGo) {
+	if s.held > 0 || !s.calls.CompareAndSwap(0, letGo) {
 		return false
 	}
 	delete(c.services, s.name)

@@ -70,13 +70,15 @@ func (s *service) watchRate(r *limit.Rate) func(http.RoundTripper) http.RoundTri
 // end sooner than after a wait, and none is seen to wait longer than MaxWait or
 // to give way to a call of higher priority.
 func (s *service) watchConcurrency(c *limit.Concurrency, most int) func(http.RoundTripper) http.RoundTripper {
-	return s.watch(func(context.Context) (limit.Lease, error) {
-		lease, err := c.TryAcquire()
-		if full, ok := errors.AsType[*limit.FullError](err); ok {
-			full.Max = most // and not the queue as well
-		}
-		return lease, err
-	})
+	return s.watch(func(context.Context) (limit.Lease, error) { return tryConcurrency(c, most) })
+}
+
+func tryConcurrency(c *limit.Concurrency, most int) (limit.Lease, error) {
+	lease, err := c.TryAcquire()
+	if full, ok := errors.AsType[*limit.FullError](err); ok {
+		full.Max = most // and not the queue as well
+	}
+	return lease, err
 }
 
 func (s *service) watch(admit func(context.Context) (limit.Lease, error)) func(http.RoundTripper) http.RoundTripper {

@@ -33,7 +33,11 @@ func handle(mux *http.ServeMux, pattern string) (err error) {
 			err = fmt.Errorf("backstay: Routes[%q]: %v", pattern, p)
 		}
 	}()
-	mux.Handle(pattern, routeHandler(pattern))
+	seen := pattern
+	if method, all := strings.CutSuffix(pattern, "/*"); all { // as gRPC has it, for what begins so
+		seen = method + "/"
+	}
+	mux.Handle(seen, routeHandler(pattern))
 	if host := routeHost(pattern); host != strings.ToLower(hostOf(host)) {
 		return fmt.Errorf("backstay: Routes[%q]: host is %q, want it in lower case and without a port: it is that of all ports", pattern, host)
 	}

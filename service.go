@@ -42,6 +42,7 @@ type service struct {
 	calls atomic.Int64 // under way; far below zero once the service is let go
 	used  atomic.Int64 // when it was last entered, as the time since epoch
 	epoch time.Time
+	held  int // upstreams that hold it; guarded by client.mu
 }
 
 // pipeline is what the calls of one route go through.
@@ -54,6 +55,13 @@ type pipeline struct {
 	bodyIdle       time.Duration
 	latencyNeutral bool
 	split          balancer.Split
+
+	// For calls that do not come over HTTP.
+	settings     Settings
+	rate         *limit.Rate        // may be nil
+	concurrency  *limit.Concurrency // may be nil
+	most         int                // what concurrency would have admitted, where it only observes
+	untilHeaders bool               // concurrency's permits end with the headers
 }
 
 // serviceName returns the name of the service that u's host stands for: the host
@@ -297,6 +305,12 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 		add(shared.cache.LayerWith(max(r.CacheTTL, 0)))
 	}
 	p.Down, p.chain = layer.To(rt), call.NewChain(members...)
+	p.rate, p.concurrency, p.most, p.untilHeaders = rate, concurrency, r.Concurrency.Max, r.Concurrency.UntilHeaders == On
+	p.settings = Settings{
+		Route: pattern, Timeout: p.timeout, AttemptTimeout: max(r.AttemptTimeout, 0), BodyIdleTimeout: p.bodyIdle,
+		LatencyNeutral: p.latencyNeutral, Retry: r.Retry, Retrier: retrier, Observed: observed,
+		chain: call.NewChain(retrier), p: p,
+	}
 	return p, nil
 }
 

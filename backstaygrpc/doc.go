@@ -4,7 +4,5 @@
 package backstaygrpc
 
 import (
-	_ "google.golang.org/grpc"
-
 	_ "github.com/backstay/backstay"
 )

@@ -102,6 +102,9 @@ func (b *Balancer) arrange(nodes []judged, old *snapshot, fresh bool) *snapshot 
 		s.probing, s.refusing = nil, nil
 		return s
 	}
+	for _, l := range levels {
+		s.bad = append(s.bad, l.bad...)
+	}
 	if b.cfg.Outliers.Probe > 0 {
 		for _, l := range levels {
 			for _, n := range l.bad {

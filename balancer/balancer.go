@@ -65,6 +65,7 @@ type Balancer struct {
 	failures  int       // OnDemand: in a row
 	watchers  map[int]func()
 	watcherID int
+	leavers   map[int]func(*Node) // see OnLeave
 	layers    []*transport
 	events    event.Queue
 
@@ -79,6 +80,7 @@ type snapshot struct {
 	standby  []*Node // well, and without a share of the calls
 	probing  []*Node // half-open: a few calls each, beside the policy
 	ejected  []*Node // a call now and then, to see whether they are well again
+	bad      []*Node // ejected or unhealthy, and not used
 	refusing []*Node // open: asked only if there is nobody else
 	earliest *Node   // the one of refusing that may be tried first
 	nextTry  int64   // and when
@@ -505,6 +507,7 @@ func (b *Balancer) Close() error {
 		b.wake()
 	}
 	layers := b.layers
+	leavers := slices.Collect(maps.Values(b.leavers))
 	nodes := slices.AppendSeq(slices.Clone(b.order), maps.Keys(b.leaving))
 	b.mu.Unlock()
 	b.cancel(ErrClosed)
@@ -514,9 +517,12 @@ func (b *Balancer) Close() error {
 	}
 	for _, n := range nodes {
 		n.links.close()
+		for _, left := range leavers {
+			left(n)
+		}
 	}
 	b.work.Wait()
 	b.dials.wait(dialersTime)
-	b.events.Flush()
+	b.notify()
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/event"
 	"github.com/backstay/backstay/internal/inherit"
+	"github.com/backstay/backstay/internal/jsonconf"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -156,3 +157,11 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(append(errs, c.Conns.validate()...)...)
 }
+
+// UnmarshalJSON reads the config strictly: durations are strings such as "250ms",
+// unknown names are refused, and all problems are reported. Fields that are functions
+// or interfaces are not part of it.
+func (c *Config) UnmarshalJSON(data []byte) error { return jsonconf.Unmarshal(data, c) }
+
+// MarshalJSON writes what UnmarshalJSON reads.
+func (c Config) MarshalJSON() ([]byte, error) { return jsonconf.Marshal(c) }

@@ -1,6 +1,10 @@
 package balancer
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+)
 
 // retire lets a node that has left the set finish what it has. Its breaker and
 // its estimates go with it: a node that comes back is a new one. b.mu is held.
@@ -28,6 +32,7 @@ func (n *Node) leave() {
 	deadline, ok := b.leaving[n]
 	delete(b.leaving, n)
 	layers := b.layers
+	leavers := slices.Collect(maps.Values(b.leavers))
 	b.mu.Unlock()
 	if !ok {
 		return
@@ -37,6 +42,9 @@ func (n *Node) leave() {
 	}
 	for _, l := range layers {
 		l.drop(n)
+	}
+	for _, left := range leavers {
+		left(n)
 	}
 	n.links.close()
 }

@@ -49,7 +49,7 @@ func (b *Balancer) failed(err error) {
 	}
 	b.events.Add(b.ctx, b.cfg.Observer, e)
 	b.mu.Unlock()
-	b.events.Flush()
+	b.notify()
 }
 
 func isWarning(err error) bool {
@@ -170,6 +170,12 @@ func (b *Balancer) demanded(set discovery.Set, err error) {
 	b.failures++
 	b.resolveAt = clock.Now().Add(wait)
 }
+
+// Hint tells the resolver that something is wrong with the endpoints that it gave: a
+// connection cannot be made, or has ended. It looks again soon, but not for every
+// hint: see [discovery.WithHints]. With Config.OnDemand there is nobody to tell, and
+// it is asked as calls come.
+func (b *Balancer) Hint() { b.hint() }
 
 // hint tells the resolver that something is wrong with what it gave.
 func (b *Balancer) hint() {

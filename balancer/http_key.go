@@ -35,16 +35,7 @@ func (k *HashKey) of(req *http.Request) string {
 // route have an opinion.
 func (l *transport) aim(c *Call, req *http.Request, subset string) {
 	c.Subset = subset
-	if l.b.pinned {
-		p := pinsOf(req.Context())
-		if p.subset != "" {
-			c.Subset = p.subset
-		}
-		c.Key = p.key
-		if l.b.cfg.Override {
-			c.Node = p.node
-		}
-	}
+	l.b.Aim(req.Context(), c)
 	if c.Key == "" && l.b.cfg.HashKey != (HashKey{}) {
 		c.Key = l.b.cfg.HashKey.of(req)
 	}

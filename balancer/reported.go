@@ -87,14 +87,22 @@ const (
 // gRPC's does. What is no finite number of 0 or more counts as not said. For HTTP
 // the balancer's layer does it, if the policy is a [ReportReader].
 func (l *Lease) Report(now time.Time, r loadreport.Report) {
-	if l.state&leaseOpen == 0 {
-		return
+	if l.state&leaseOpen != 0 {
+		l.node.Report(now, r)
 	}
-	b := l.owner
-	at := b.since(now)
-	l.node.server.take(at, &r)
-	b.fleet.renew(b, at)
 }
+
+// Report is [Lease.Report] for what a node says of its load without having been called,
+// over a stream that it is asked for. A zero now means that the clock is read.
+func (n *Node) Report(now time.Time, r loadreport.Report) {
+	at := n.owner.since(now)
+	n.server.take(at, &r)
+	n.owner.fleet.renew(n.owner, at)
+}
+
+// ReadsReports reports whether the balancer's policy is a [ReportReader] that wants
+// reports: else nobody needs to look for them.
+func (b *Balancer) ReadsReports() bool { return b.reads }
 
 // Reported returns what the node's reports come to: in InFlight and ServiceTime
 // averages, in RPS, EPS and ApplicationUtilization the last (which may have been

@@ -213,3 +213,21 @@ func WithKey(ctx context.Context, key string) context.Context {
 func WithNode(ctx context.Context, key string) context.Context {
 	return withPins(ctx, func(p *pins) { p.node = key })
 }
+
+// Aim has c go where ctx says: what [WithSubset], [WithKey] and [WithNode] have put
+// there, as far as the balancer looks for it. For HTTP the balancer's layer does it.
+func (b *Balancer) Aim(ctx context.Context, c *Call) {
+	if !b.pinned {
+		return
+	}
+	p := pinsOf(ctx)
+	if p.subset != "" {
+		c.Subset = p.subset
+	}
+	if p.key != "" {
+		c.Key = p.key
+	}
+	if b.cfg.Override && p.node != "" {
+		c.Node = p.node
+	}
+}

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"context"
+	"time"
 
 	"github.com/backstay/backstay/internal/clock"
 )
@@ -11,8 +12,9 @@ import (
 // with connections that are ready. A View is immutable; make a new one when the
 // balancer's nodes change ([Balancer.Subscribe]) or others are ready.
 type View struct {
-	b *Balancer
-	s *snapshot
+	b   *Balancer
+	s   *snapshot // nil if nothing is known yet, or no longer
+	err error     // and why
 }
 
 // View returns a view of the nodes for which ready answers true, with a picker
@@ -23,7 +25,7 @@ func (b *Balancer) View(ready func(*Node) bool) *View {
 	}
 	s := b.current.Load()
 	if s == nil {
-		return &View{b: b}
+		return &View{b: b, err: b.unknown()}
 	}
 	if ready == nil {
 		return &View{b: b, s: s}
@@ -31,12 +33,30 @@ func (b *Balancer) View(ready func(*Node) bool) *View {
 	return &View{b: b, s: b.keep(s, ready)}
 }
 
-// keep returns s with only the nodes that are ready, and new pickers for them.
+// unknown returns why there are no nodes to pick from.
+func (b *Balancer) unknown() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return &Error{Service: b.service, Err: ErrClosed}
+	case b.lastErr != nil && !b.resolving:
+		return &Error{Service: b.service, Err: b.lastErr}
+	}
+	return &Error{Service: b.service, Err: ErrNoNodes}
+}
+
+// keep returns s with only the nodes that are ready, and new pickers for them. If
+// those that are well are not ready, the ejected ones that are take the calls, as in
+// panic mode: the judgment did not know that they would be all there is.
 func (b *Balancer) keep(s *snapshot, ready func(*Node) bool) *snapshot {
 	kept := &snapshot{
 		eligible: keep(s.eligible, ready), standby: keep(s.standby, ready),
 		probing: keep(s.probing, ready), refusing: keep(s.refusing, ready), ejected: keep(s.ejected, ready),
-		closed: s.closed,
+		closed: s.closed, panicking: s.panicking, earliest: s.earliest, nextTry: s.nextTry,
+	}
+	if s.earliest != nil && !ready(s.earliest) {
+		kept.earliest, kept.nextTry = nil, 0
 	}
 	all := s.groups
 	if all == nil && s.picker != nil {
@@ -50,11 +70,8 @@ func (b *Balancer) keep(s *snapshot, ready func(*Node) bool) *snapshot {
 			groups = append(groups, g)
 		}
 	}
-	if len(groups) == 0 && len(kept.standby) > 0 {
-		kept.eligible, kept.standby = kept.standby, nil
-		p := b.newPicker(kept.eligible)
-		peak, _ := p.(*p2cPeakEWMA)
-		groups = []group{{nodes: kept.eligible, picker: p, peak: peak, share: 1}}
+	if len(groups) == 0 {
+		groups = b.standIn(s, kept, ready)
 	}
 	if len(groups) > 0 {
 		kept.group = groups[0]
@@ -71,6 +88,25 @@ func (b *Balancer) keep(s *snapshot, ready func(*Node) bool) *snapshot {
 	return kept
 }
 
+// standIn returns the group of those that take the calls of a view in which nobody is
+// eligible.
+func (b *Balancer) standIn(s, kept *snapshot, ready func(*Node) bool) []group {
+	switch {
+	case len(kept.standby) > 0:
+		kept.eligible, kept.standby = kept.standby, nil
+	case len(kept.probing)+len(kept.refusing) > 0 || b.cfg.FailClosed || b.cfg.PanicThreshold == 0:
+		return nil
+	default:
+		if kept.eligible = keep(s.bad, ready); len(kept.eligible) == 0 {
+			return nil
+		}
+		kept.ejected, kept.panicking = nil, true
+	}
+	p := b.newPicker(kept.eligible)
+	peak, _ := p.(*p2cPeakEWMA)
+	return []group{{nodes: kept.eligible, picker: p, peak: peak, share: 1}}
+}
+
 func keep(nodes []*Node, ready func(*Node) bool) []*Node {
 	var kept []*Node
 	for _, n := range nodes {
@@ -83,12 +119,16 @@ func keep(nodes []*Node, ready func(*Node) bool) []*Node {
 
 // TryAcquire takes a lease on a node of the view, as [Balancer.Acquire] does,
 // and never waits. With no node in the view the error is an [*Error] around
-// [ErrNoNodes].
+// [ErrNoNodes]; it is around the resolver's error if that has found none yet, and
+// around [ErrClosed] if the balancer had been closed.
 func (v *View) TryAcquire(call Call) (l Lease, err error) {
 	if v.s == nil {
-		return Lease{}, &Error{Service: v.b.service, Err: ErrNoNodes}
+		return Lease{}, v.err
 	}
 	call.Now = clock.Or(call.Now)
+	if v.b.cfg.OnDemand {
+		v.b.renewSet(call.Now)
+	}
 	switch {
 	case call.Node != "":
 		err = v.b.only(v.s.find(call.Node), &call, nil, &l)
@@ -98,6 +138,19 @@ func (v *View) TryAcquire(call Call) (l Lease, err error) {
 		err = v.b.choose(v.s, &call, nil, &l)
 	}
 	return l, err
+}
+
+// renewSet has the resolver asked if what is known has expired. The view that is made
+// of the answer is somebody else's matter.
+func (b *Balancer) renewSet(now time.Time) {
+	if s := b.current.Load(); s == nil || b.since(now) >= s.expires {
+		b.demand(now)
+	}
+}
+
+// Ready reports whether the view has a node that a call could go to.
+func (v *View) Ready() bool {
+	return v.s != nil && len(v.s.eligible)+len(v.s.probing)+len(v.s.refusing)+len(v.s.ejected) > 0
 }
 
 // find returns the node of the snapshot with that identity, or nil.
@@ -113,7 +166,8 @@ func (s *snapshot) find(key string) *Node {
 }
 
 // Subscribe has changed called after every change of the balancer's nodes or of
-// who is eligible, until ctx ends. Calls may come at the same time from several
+// who is eligible, when the resolver fails to find the first, and when the balancer
+// has been closed, until ctx ends. Calls may come at the same time from several
 // goroutines and must not block; they say that something has changed, and
 // [Balancer.Nodes] and [Balancer.View] say what.
 func (b *Balancer) Subscribe(ctx context.Context, changed func()) {

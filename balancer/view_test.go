@@ -1,7 +1,10 @@
 package balancer_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -87,13 +90,70 @@ func TestViewAvoidsTriedAndOpenNodes(t *testing.T) {
 
 func TestViewBeforeTheFirstSetAndAfterClose(t *testing.T) {
 	inBubble(t, nil, nil, func(t *testing.T, r *rig) {
-		for range 2 {
+		for _, want := range []error{balancer.ErrNoNodes, balancer.ErrClosed} {
 			v := r.View(nil)
 			_, err := v.TryAcquire(balancer.Call{})
 			var e *balancer.Error
 			require.ErrorAs(t, err, &e)
-			require.ErrorIs(t, err, balancer.ErrNoNodes)
+			require.ErrorIs(t, err, want)
 			require.NoError(t, r.Close())
 		}
+	})
+}
+
+func TestAViewWhoseWellNodesAreNotReadyUsesTheEjected(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg  balancer.Config
+		want map[string]bool
+	}{
+		"by default":                 {balancer.Config{}, map[string]bool{addr(3): true}},
+		"not without panic mode":     {balancer.Config{PanicThreshold: -1}, nil},
+		"not if calls are refused":   {balancer.Config{FailClosed: true}, nil},
+		"not before an open breaker": {balancer.Config{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, anyOf(c.cfg), endpoints(4), func(t *testing.T, r *rig) {
+				require.NoError(t, r.Eject(addr(3), time.Minute))
+				require.NotContains(t, usedBy(t, r.viewOf(addr(2), addr(3))), addr(3))
+				v := r.viewOf(addr(3))
+				if name == "not before an open breaker" {
+					r.open(addr(2))
+					v = r.viewOf(addr(2), addr(3))
+				}
+				if c.want != nil {
+					require.True(t, v.Ready())
+					require.Equal(t, c.want, usedBy(t, v))
+					return
+				}
+				_, err := v.TryAcquire(balancer.Call{})
+				require.Error(t, err)
+			})
+		})
+	}
+}
+
+func TestAViewSaysWhyNothingIsKnown(t *testing.T) {
+	inBubble(t, nil, nil, func(t *testing.T, r *rig) {
+		told := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		r.Subscribe(ctx, func() { told++ })
+		gone := errors.New("no such name")
+		r.feed.yields <- yield{err: gone}
+		synctest.Wait()
+		require.Equal(t, 1, told)
+		_, err := r.View(nil).TryAcquire(balancer.Call{})
+		require.ErrorIs(t, err, gone)
+		require.False(t, r.View(nil).Ready())
+
+		r.update(endpoints(1)...)
+		synctest.Wait()
+		require.Equal(t, 2, told)
+		require.True(t, r.View(nil).Ready())
+
+		require.NoError(t, r.Close())
+		require.Equal(t, 3, told)
+		_, err = r.View(nil).TryAcquire(balancer.Call{})
+		require.ErrorIs(t, err, balancer.ErrClosed)
 	})
 }

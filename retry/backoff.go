@@ -150,7 +150,9 @@ func (l *linear) NextBackOff() time.Duration {
 func (l *linear) Reset() { l.last = 0 }
 
 // hinted returns the wait for a server that asks for d: longer by up to a tenth,
-// or a second if that is more, so that not all its clients come back at once.
+// or a second if that is more, so that not all its clients come back at once. Who
+// asks for less than a second, as gRPC's servers can, means it: no more than twice
+// that.
 func hinted(d time.Duration) time.Duration {
-	return d + rand.N(max(d/10, time.Second))
+	return d + rand.N(max(d/10, min(d, time.Second)))
 }

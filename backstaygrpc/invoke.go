@@ -1,0 +1,104 @@
+package backstaygrpc
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/retry"
+)
+
+// protocol is the Method of what a call's frame says of it.
+const protocol = "gRPC"
+
+// errAborted is the error of calls and attempts that a panic or runtime.Goexit ended.
+var errAborted = errors.New("backstaygrpc: the attempt ended in a panic")
+
+// invocation is one unary call.
+type invocation struct {
+	trials
+	messages messages
+	last     *answer // of the attempt that the caller gets
+}
+
+// Invoke makes a unary call. It is what generated clients call.
+func (c *Conn) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
+	x := &invocation{messages: messages{request: args, reply: reply}}
+	x.conn, x.name, x.ctx, x.method = c, name, ctx, c.method(name)
+	x.opts.take(opts)
+	err := x.invoke()
+	err = errorOf(ctx, c.service, err)
+	x.opts.tell(x.last)
+	x.opts.finish(err)
+	return err
+}
+
+func (x *invocation) invoke() (err error) {
+	settings := x.method.settings
+	if err := x.conn.up.Begin(x.ctx, &x.call, settings, call.Info{Method: protocol, Path: x.name, Start: time.Now()}); err != nil {
+		return err
+	}
+	status, over := 0, false
+	defer func() {
+		ended := err
+		if !over {
+			ended = errAborted
+		}
+		x.call.Finish(x.ctx, status, ended)
+	}()
+	permit, _, err := x.call.Admit(x.ctx)
+	defer permit.Done()
+	if err == nil {
+		x.last, err = x.repeat()
+	}
+	if err == nil {
+		x.messages.give(x.last.reply)
+		status = http.StatusOK
+	}
+	over = true
+	return err
+}
+
+// repeat makes the call's attempts.
+func (x *invocation) repeat() (*answer, error) {
+	settings, repeatable := x.method.settings, x.opts.repeatable(x.ctx, x.method)
+	if x.opts.attempts == 1 || !x.messages.prepare(repeatable && hedges(&settings.Retry)) {
+		return x.try(x.ctx, x.call.Frame)
+	}
+	ctx := call.Carry(x.ctx, x.call.Frame)
+	if !repeatable {
+		ctx = retry.WithIdempotent(ctx, false)
+	}
+	return retry.Do(ctx, settings.Retrier, func(ctx context.Context) (*answer, error) {
+		return x.try(ctx, call.Join(ctx, settings.Retrier))
+	})
+}
+
+// try makes one attempt, and more while the call waits for ready connections.
+func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error) {
+	for {
+		a, again, err := x.once(ctx, frame)
+		if !again {
+			return a, err
+		}
+	}
+}
+
+func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, again bool, err error) {
+	a := &answer{}
+	var t trial
+	if err := x.begin(ctx, frame, &t); err != nil {
+		return a, false, err
+	}
+	defer t.abort()
+	t.unary(ctx, frame)
+	t.Send(t.start)
+	a.reply = x.messages.next(t.number)
+	err = t.conn.Invoke(t.ctx, x.name, x.messages.request, a.reply, a.options(&x.opts)...)
+	again, err = t.end(err, a)
+	return a, again, err
+}

@@ -1,0 +1,213 @@
+package backstaygrpc
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/backstay/backstay"
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/outcome"
+	"github.com/backstay/backstay/propagate"
+)
+
+// trials is what the attempts of one call have in common.
+type trials struct {
+	conn   *Conn
+	name   string          // the method's full one
+	ctx    context.Context //nolint:containedctx // the caller's
+	method *method
+	opts   callOptions
+	call   backstay.Call
+	open   bool // the server may have nothing to say for long
+}
+
+// trial is one of them: a lease, a connection and a context.
+type trial struct {
+	balancer.Attempt
+	of     *trials
+	conn   *nodeConn
+	number int // from 1
+	start  time.Time
+	ctx    context.Context //nolint:containedctx // the attempt's own
+	cancel context.CancelFunc
+	over   bool
+}
+
+// maxPasses bounds how many nodes without a connection are passed over for another.
+const maxPasses = 16
+
+// begin gets an attempt a node with a connection: within ctx, which is the attempt's.
+func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
+	c := x.conn
+	var unknown time.Time
+	pick := balancer.Call{Now: call.Now(frame), LatencyNeutral: x.open}
+	if c.hashKey != "" {
+		pick.Key = keyOf(ctx, c.hashKey)
+	}
+	wait := newPause(ctx, frame)
+	defer wait.end()
+	for passes := 0; ; pick.Now = unknown {
+		err := c.b.Begin(ctx, frame, &pick, &t.Attempt)
+		switch {
+		case err == nil:
+		case x.opts.waits && (errors.Is(err, breaker.ErrOpen) || errors.Is(err, balancer.ErrNoNodes)):
+			if err := wait.pause(err); err != nil {
+				return err
+			}
+			pick.Avoid, passes = nil, 0
+			continue
+		default:
+			return err
+		}
+		n := t.Node()
+		conn, err := c.conn(n)
+		if err != nil {
+			t.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Neutral, Err: err})
+			return err
+		}
+		last := slices.Contains(pick.Avoid, n) || passes == maxPasses // there is no other
+		switch {
+		case x.opts.waits:
+			// A call that may wait for a node does not have it judged for that.
+			if conn.ready(wait.context()) {
+				return x.start(frame, t, conn, time.Now())
+			}
+			err := &notSentError{status.Error(codes.Unavailable, "the connection to node "+n.Key()+" is not ready")}
+			t.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Neutral, Err: err})
+			if !last {
+				break
+			}
+			if err := wait.pause(err); err != nil {
+				return err
+			}
+			pick.Avoid, passes = nil, 0
+			continue
+		case !conn.failing() || last:
+			return x.start(frame, t, conn, pick.Now)
+		default:
+			err := &notSentError{status.Error(codes.Unavailable, "the connection to node "+n.Key()+" has failed")}
+			t.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Failure, Retry: outcome.Always, Err: err})
+		}
+		pick.Avoid = append(slices.Clip(pick.Avoid), n)
+		passes++
+	}
+}
+
+// start begins the attempt on the node that it has got.
+func (x *trials) start(frame *call.Frame, t *trial, conn *nodeConn, now time.Time) error {
+	t.of, t.conn, t.number, t.start = x, conn, max(frame.Number(), 1), now
+	return nil
+}
+
+// unary makes the context of a unary attempt. Its own timeout and that of the call
+// bound it, of which grpc tells the server.
+func (t *trial) unary(ctx context.Context, frame *call.Frame) {
+	t.ctx = t.of.outgoing(ctx, t.number)
+	deadline, kind, after := frame.Deadline(), outcome.ErrCallTimeout, time.Duration(0)
+	if !deadline.IsZero() {
+		after = deadline.Sub(frame.Start())
+	}
+	if d := frame.AttemptTimeout(); d > 0 && (deadline.IsZero() || t.start.Add(d).Before(deadline)) {
+		deadline, kind, after = t.start.Add(d), outcome.ErrAttemptTimeout, d
+	}
+	if !deadline.IsZero() {
+		t.ctx, t.cancel = context.WithDeadlineCause(t.ctx, deadline, &outcome.TimeoutError{Kind: kind, After: after})
+	}
+}
+
+// end ends the attempt with what grpc says of it, and returns the error as the caller
+// gets it. Again is whether nothing was sent and the call waits for a connection.
+func (t *trial) end(err error, a *answer) (again bool, _ error) {
+	t.over = true
+	end := attemptEnd{ctx: t.of.ctx, sent: a.peer.Addr != nil, trailer: a.trailer}
+	if err != nil && t.ctx.Err() != nil {
+		end.cause = context.Cause(t.ctx)
+	}
+	if t.cancel != nil {
+		t.cancel()
+	}
+	now := time.Now()
+	judged := false
+	defer func() {
+		if !judged { // the classifier panics
+			t.Fail(now, outcome.Outcome{Class: outcome.Failure, Err: errAborted})
+		}
+	}()
+	o, err := t.judge(err, &end)
+	judged = true
+	reportFrom(t.Lease(), now, a.trailer)
+	if err != nil {
+		t.Fail(now, o)
+		return t.of.opts.waits && !end.sent && o.Retry == outcome.Always && t.of.ctx.Err() == nil, err
+	}
+	o = t.Answered(now, a, http.StatusOK, o)
+	t.Done(now, o)
+	return false, nil
+}
+
+// judge returns how the attempt ended, and the error as the caller gets it.
+func (t *trial) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
+	o, err := t.of.conn.classify.judge(err, end)
+	if most := t.of.opts.attempts; most > 0 && t.number >= most {
+		o.Retry = outcome.Never
+	}
+	return o, err
+}
+
+// abort ends an attempt that nobody has ended: something panics, or ends its
+// goroutine.
+func (t *trial) abort() {
+	if t.over {
+		return
+	}
+	t.over = true
+	if t.cancel != nil {
+		t.cancel()
+	}
+	t.Fail(time.Now(), outcome.Outcome{Class: outcome.Failure, Err: errAborted})
+}
+
+// outgoing returns the attempt's context: ctx, with what the server is told.
+func (x *trials) outgoing(ctx context.Context, number int) context.Context {
+	if number <= 1 && !x.conn.propagate {
+		return ctx
+	}
+	md, _ := metadata.FromOutgoingContext(ctx) // a copy
+	if md == nil {
+		md = metadata.MD{}
+	}
+	if number > 1 {
+		md.Set(attemptsKey, strconv.Itoa(number-1)) // gRFC A6
+	}
+	if x.conn.propagate {
+		md.Set(propagate.AttemptHeader, strconv.Itoa(number))
+		if call.InboundOf(ctx).Final() {
+			md.Set(retryKey, retryNo)
+		}
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// metadataKey returns the key of metadata that a header of HTTP is.
+func metadataKey(header string) string { return strings.ToLower(header) }
+
+// keyOf returns the first value of a key in the metadata that is sent with ctx; "" if
+// there is none.
+func keyOf(ctx context.Context, key string) string {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	if values := md[key]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
