@@ -19,7 +19,6 @@ import (
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/outcome"
-	"github.com/backstay/backstay/propagate"
 )
 
 // terms are how the calls of a connection, or of an interceptor, are made.
@@ -257,10 +256,7 @@ func (x *trials) outgoing(ctx context.Context, number int) context.Context {
 		md.Set(attemptsKey, strconv.Itoa(number-1)) // gRFC A6
 	}
 	if x.propagate {
-		md.Set(propagate.AttemptHeader, strconv.Itoa(number))
-		if call.InboundOf(ctx).Final() {
-			md.Set(retryKey, retryNo)
-		}
+		tell(ctx, md, number)
 	}
 	return metadata.NewOutgoingContext(ctx, md)
 }
