@@ -29,7 +29,8 @@ type Classifier func(err error, trailer metadata.MD) outcome.Outcome
 //	Unavailable                                 Failure    IfIdempotent
 //	Unavailable, ResourceExhausted that says
 //	when to come again                          Throttled  IfIdempotent
-//	ResourceExhausted                           Throttled  Never
+//	ResourceExhausted; Unavailable whose
+//	pushback forbids to try again               Throttled  Never
 //	DeadlineExceeded, said by the server        Failure    IfIdempotent
 //	Internal, Unknown, DataLoss                 Failure    Never
 //	Canceled                                    Neutral    Never
@@ -72,7 +73,16 @@ func Classify(err error, trailer metadata.MD) outcome.Outcome {
 	default:
 		o.Class = outcome.Success
 	}
-	if o.Retry != outcome.Never && forbidden(trailer) {
+	if o.Retry == outcome.Never {
+		return o
+	}
+	if values := trailer[pushbackKey]; len(values) > 0 {
+		if _, ok := milliseconds(values); !ok {
+			// Less load is what it asks for; budgets are charged for it (gRFC A6).
+			o.Class, o.Retry, o.After = outcome.Throttled, outcome.Never, 0
+		}
+	}
+	if forbidden(trailer) {
 		o.Retry = outcome.Never
 	}
 	return o
@@ -125,19 +135,14 @@ func milliseconds(values []string) (time.Duration, bool) {
 	return time.Duration(ms) * time.Millisecond, err == nil //nolint:gosec // 31 bits
 }
 
-// forbidden reports whether the server does not want the call again.
+// forbidden reports whether the server says that to repeat the call is of no use.
 func forbidden(trailer metadata.MD) bool {
 	for _, v := range trailer[retryKey] {
 		if strings.EqualFold(v, retryNo) {
 			return true
 		}
 	}
-	values := trailer[pushbackKey]
-	if len(values) == 0 {
-		return false
-	}
-	_, ok := milliseconds(values)
-	return !ok
+	return false
 }
 
 // attemptEnd is what is known of an attempt besides its error.

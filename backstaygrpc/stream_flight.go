@@ -92,7 +92,11 @@ func (f *flight) begin() error {
 	}()
 	var err error
 	opts := append(f.answer.options(&f.x.opts), grpc.OnFinish(f.finished))
-	f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
+	if f.conn != nil {
+		f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
+	} else {
+		f.stream, err = f.x.stream(f.ctx, opts...)
+	}
 	if err == nil && !f.x.desc.ClientStreams {
 		if err = f.stream.SendMsg(f.x.request); errors.Is(err, io.EOF) {
 			err = nil // what is wrong RecvMsg says
@@ -166,7 +170,7 @@ func (f *flight) receive(m any) error {
 	if err == nil || errors.Is(err, io.EOF) && f.ended() {
 		return err
 	}
-	return f.x.finish(err)
+	return f.x.end(err)
 }
 
 // send sends a message of the stream's caller.
@@ -176,7 +180,7 @@ func (f *flight) send(m any) error {
 		return err
 	}
 	f.finished(err)
-	return f.x.finish(f.result())
+	return f.x.end(f.result())
 }
 
 func (f *flight) header() (metadata.MD, error) {
@@ -223,7 +227,7 @@ func (f *flight) finished(err error) {
 	current := f.x.current == f
 	f.x.mu.Unlock()
 	if current {
-		_ = f.x.finish(err)
+		_ = f.x.end(err)
 	}
 }
 
