@@ -116,31 +116,11 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 			defer cancel()
 		}
 	}
-	for tries := 0; ; tries++ {
-		if err := b.acquire(ctx, &c, frame, &x.lease); err != nil {
-			if _, none := errors.AsType[*Error](err); none {
-				frame.Refused("", "", err)
-			}
-			layer.CloseBody(req)
-			return nil, err
-		}
-		n := x.lease.node
-		if frame.Elsewhere() && (len(c.Avoid) == 0 || c.avoids(n)) {
-			// There is no other node, or the attempt that this one is to hedge has not
-			// got one yet.
-			x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-			layer.CloseBody(req)
-			return nil, &Error{Service: b.service, Err: ErrNoOther}
-		}
-		if tries == 2 || !n.hasLeft() {
-			return x.send(c.Now, direct, u)
-		}
-		// It has left since it was picked, and its connections may be closed. From
-		// here on a node that leaves sees the lease and waits for it.
-		x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-		x.lease = Lease{}
-		c.Avoid = append(slices.Clone(c.Avoid), n)
+	if err := b.leaseFor(ctx, &c, frame, &x.lease); err != nil {
+		layer.CloseBody(req)
+		return nil, err
 	}
+	return x.send(c.Now, direct, u)
 }
 
 // tried lists the nodes that this call has been sent to before.
@@ -154,21 +134,25 @@ func (b *Balancer) tried(frame *call.Frame) []*Node {
 	return nodes
 }
 
-// untried reports whether there is a node for this call that it has not been sent
-// to.
-func (l *transport) untried(b *Balancer, req *http.Request, frame *call.Frame) bool {
+// untried reports whether there is a node that the call has not been sent to and
+// could be.
+func (x *exchange) untried() bool {
+	var c Call
+	if x.lease.owner == x.layer.b { // else the service is one node
+		x.layer.aim(&c, x.req, x.frame.Subset())
+	}
+	return x.lease.owner.untried(x.frame, c.Subset, c.Node != "")
+}
+
+// untried reports whether there is a node that a call has not been sent to, which is
+// meant for a subset or only for a node that it names.
+func (b *Balancer) untried(frame *call.Frame, subset string, only bool) bool {
 	s := b.current.Load()
-	if s == nil {
+	if s == nil || only {
 		return false
 	}
-	if b == l.b { // else the service is one node
-		var c Call
-		if l.aim(&c, req, frame.Subset()); c.Node != "" {
-			return false // only that one will do
-		}
-		if b.cfg.Subsets[c.Subset].Strict {
-			s = s.subsets[c.Subset]
-		}
+	if b.cfg.Subsets[subset].Strict {
+		s = s.subsets[subset]
 	}
 	fresh := func(n *Node) bool { return !frame.Tried(n) }
 	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
@@ -387,10 +371,6 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		ctx = call.Carry(ctx, x.frame)
 	}
 	x.Start(ctx, now, &limits)
-	if l.template != nil {
-		x.Direct()
-	}
-	out := x.Request(&x.out, req)
 	rt := l.Next
 	var c *conn
 	var mark int64
@@ -399,14 +379,21 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		mark = c.writes.mark()
 		if own := c.transport(req); own != nil {
 			rt = own
-		} else if err := c.readdress(out, u); err != nil {
+		}
+	}
+	if _, traced := rt.(lastCall); l.template != nil && !traced {
+		x.Direct()
+	}
+	out := x.Request(&x.out, req)
+	var err error
+	if !direct && l.template == nil {
+		if err = c.readdress(out, u); err != nil {
 			layer.CloseBody(req)
 			err = x.fail(err)
 			settled = true
 			return nil, err
 		}
 	}
-	var err error
 	resp, err = rt.RoundTrip(out)
 	if err == nil && resp == nil {
 		err = errNoResponse
@@ -445,7 +432,7 @@ func (x *exchange) fail(err error) error {
 	x.lease.Done(now, o)
 	x.frame.Answered(now, x.index, nil, 0, o)
 	x.frame.Ended(now, x.index, o)
-	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
+	x.frame.SetOthers(x.untried())
 	return err
 }
 
