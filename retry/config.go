@@ -145,6 +145,7 @@ const (
 const (
 	httpAttemptTimeout = 10 * time.Second // the default
 	bufferLimit        = 64 << 10
+	bodyLimit          = 64 << 10 // the default
 )
 
 // resolve returns a copy of c in which defaults are filled in and what is off is
@@ -168,7 +169,7 @@ func (c *Config) resolve() (*Config, error) {
 	}
 	r.Timeout = inherit.Or(r.Timeout, 0)
 	r.AttemptTimeout = inherit.Or(r.AttemptTimeout, -1)
-	r.BodyLimit = inherit.Or(r.BodyLimit, 64<<10)
+	r.BodyLimit = inherit.Or(r.BodyLimit, bodyLimit)
 	r.DrainLimit = inherit.Or(r.DrainLimit, 64<<10)
 	r.DrainTime = inherit.Or(r.DrainTime, 50*time.Millisecond)
 

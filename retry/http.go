@@ -116,7 +116,7 @@ func (c *exchange) run() (*http.Response, error) {
 		if c.cfg.repeatable(c.req) {
 			limit = c.cfg.BodyLimit
 		}
-		c.replay = newReplay(c.req, limit)
+		c.replay = newReplay(c.req, limit, &c.t.r.bodies)
 		body, _ = c.replay.body()
 		defer c.replay.finish()
 	}
