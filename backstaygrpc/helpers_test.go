@@ -227,3 +227,5 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, in string, opts 
 	err := conn.Invoke(ctx, get, wrapperspb.String(in), out, opts...)
 	return out.GetValue(), err
 }
+
+func insecureOption() grpc.DialOption { return grpc.WithTransportCredentials(insecure.NewCredentials()) }

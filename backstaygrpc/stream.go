@@ -220,10 +220,17 @@ func (x *stream) SendMsg(m any) error {
 	if message := messageOf(m); message != nil {
 		x.kept = proto.Size(message) <= keptRequest
 	}
+	begun := false
+	defer func() {
+		if !begun { // a panic in somebody's interceptor
+			_ = x.end(errAborted)
+		}
+	}()
 	x.first, err = x.fly(x.ctx, x.frame, x.opts.waits)
 	if err == nil {
 		err = x.first.begin()
 	}
+	begun = true
 	if x.first == nil {
 		x.first = &flight{x: x, over: true, err: err}
 	}
