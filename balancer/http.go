@@ -157,21 +157,13 @@ func (b *Balancer) tried(frame *call.Frame) []*Node {
 // untried reports whether there is a node for this call that it has not been sent
 // to.
 func (l *transport) untried(b *Balancer, req *http.Request, frame *call.Frame) bool {
-	s := b.current.Load()
-	if s == nil {
-		return false
-	}
+	var c Call
 	if b == l.b { // else the service is one node
-		var c Call
 		if l.aim(&c, req, frame.Subset()); c.Node != "" {
 			return false // only that one will do
 		}
-		if b.cfg.Subsets[c.Subset].Strict {
-			s = s.subsets[c.Subset]
-		}
 	}
-	fresh := func(n *Node) bool { return !frame.Tried(n) }
-	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
+	return b.untried(frame, c.Subset)
 }
 
 // URLError is why a request cannot be sent at all.
