@@ -156,6 +156,15 @@ type attemptEnd struct {
 	trailer metadata.MD
 }
 
+// again reports whether an attempt that ended with o is to be made again without more
+// ado: nothing was sent, and the call waits for a connection.
+func (e *attemptEnd) again(o outcome.Outcome, err error, waits bool) bool {
+	if e.ctx.Err() != nil {
+		return false
+	}
+	return errors.Is(err, errNotReady) || waits && !e.sent && o.Retry == outcome.Always
+}
+
 // judge returns how an attempt ended, and its error as the caller gets it: one of
 // our timeouts in place of what grpc made of it.
 func (c Classifier) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
@@ -169,6 +178,9 @@ func (c Classifier) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
 			o.Retry = outcome.Always
 		}
 		return o, timeout
+	}
+	if errors.Is(err, errNotReady) {
+		return outcome.Outcome{Class: outcome.Neutral, Err: err}, err
 	}
 	if byContext(err) && (ended(end.ctx) || end.cause != nil) {
 		// The caller's, or a hedge that has lost. grpc's error does not answer to

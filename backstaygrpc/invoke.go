@@ -89,18 +89,18 @@ func (x *invocation) repeat() (*answer, error) {
 
 // try makes one attempt, and more while the call waits for ready connections.
 func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error) {
-	for {
-		a, again, err := x.once(ctx, frame)
+	for waits := x.opts.waits; ; waits = true {
+		a, again, err := x.once(ctx, frame, waits)
 		if !again {
 			return a, err
 		}
 	}
 }
 
-func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, again bool, err error) {
+func (x *invocation) once(ctx context.Context, frame *call.Frame, waits bool) (_ *answer, again bool, err error) {
 	a := &answer{}
 	var t trial
-	if err := x.begin(ctx, frame, &t); err != nil {
+	if err := x.begin(ctx, frame, &t, waits); err != nil {
 		return a, false, err
 	}
 	defer t.abort()
@@ -113,6 +113,6 @@ func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, ag
 	} else {
 		err = x.invoke(t.ctx, x.messages.request, a.reply, opts...)
 	}
-	again, err = t.end(err, a)
+	again, err = t.end(err, a, waits)
 	return a, again, err
 }

@@ -102,8 +102,8 @@ func (x *stream) establish() error {
 	// What has been sent cannot be repeated, nor is there anything to hedge.
 	ctx := retry.WithIdempotent(x.framed, false)
 	f, err := retry.Do(ctx, retrier, func(ctx context.Context) (*flight, error) {
-		for {
-			f, err := x.fly(ctx, call.Join(ctx, retrier))
+		for waits := x.opts.waits; ; waits = true {
+			f, err := x.fly(ctx, call.Join(ctx, retrier), waits)
 			if f != nil {
 				f.Send(f.start)
 			}
@@ -220,10 +220,17 @@ func (x *stream) SendMsg(m any) error {
 	if message := messageOf(m); message != nil {
 		x.kept = proto.Size(message) <= keptRequest
 	}
-	x.first, err = x.fly(x.ctx, x.frame)
+	begun := false
+	defer func() {
+		if !begun { // a panic in somebody's interceptor
+			_ = x.end(errAborted)
+		}
+	}()
+	x.first, err = x.fly(x.ctx, x.frame, x.opts.waits)
 	if err == nil {
 		err = x.first.begin()
 	}
+	begun = true
 	if x.first == nil {
 		x.first = &flight{x: x, over: true, err: err}
 	}
@@ -332,10 +339,10 @@ func (x *stream) try(m any) (*flight, error) {
 
 // once makes one attempt: the one that SendMsg has begun, or another.
 func (x *stream) once(ctx context.Context, frame *call.Frame, incoming *messages) (*flight, error) {
-	for {
+	for waits := x.opts.waits; ; waits = true {
 		f, err := x.takeFirst(), error(nil)
 		if f == nil {
-			if f, err = x.fly(ctx, frame); err != nil {
+			if f, err = x.fly(ctx, frame, waits); err != nil {
 				return nil, err
 			}
 			f.Send(f.start)

@@ -20,6 +20,7 @@ import (
 type flight struct {
 	trial
 	x      *stream
+	waits  bool // for a connection that is ready
 	stream grpc.ClientStream
 	answer answer
 	local  bool // it is the request that was wrong
@@ -35,13 +36,13 @@ type flight struct {
 	over     bool
 	err      error // the caller's, once it is over; nil for a good end
 	outcome  outcome.Outcome
-	unsent   bool
+	repeat   bool // nothing was sent, and the call waits for a connection
 }
 
 // fly gets an attempt a node.
-func (x *stream) fly(ctx context.Context, frame *call.Frame) (*flight, error) {
-	f := &flight{x: x}
-	if err := x.begin(ctx, frame, &f.trial); err != nil {
+func (x *stream) fly(ctx context.Context, frame *call.Frame, waits bool) (*flight, error) {
+	f := &flight{x: x, waits: waits}
+	if err := x.begin(ctx, frame, &f.trial, waits); err != nil {
 		return nil, err
 	}
 	f.bound(ctx, frame)
@@ -260,7 +261,7 @@ func (f *flight) settle(err error) {
 		return
 	}
 	f.outcome, f.err = f.judge(err, &end)
-	f.unsent = !end.sent
+	f.repeat = end.again(f.outcome, f.err, f.waits)
 	reportFrom(f.Lease(), now, f.answer.trailer)
 }
 
@@ -291,12 +292,12 @@ func (f *flight) note() error {
 
 // again reports whether nothing was sent and the call waits for a connection.
 func (f *flight) again() bool {
-	if f == nil || !f.x.opts.waits || f.x.ctx.Err() != nil {
+	if f == nil {
 		return false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.over && f.unsent && f.outcome.Retry == outcome.Always
+	return f.repeat
 }
 
 // Close ends an attempt that has lost.

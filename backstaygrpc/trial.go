@@ -73,7 +73,8 @@ func (x *trials) finish(status int, err error) {
 const maxPasses = 16
 
 // begin gets an attempt a node with a connection: within ctx, which is the attempt's.
-func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
+// Waits is whether it waits for one that is ready.
+func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial, waits bool) error {
 	c := x.conn
 	if c == nil {
 		return x.start(frame, t, nil, time.Now())
@@ -89,7 +90,7 @@ func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 		err := c.b.Begin(ctx, frame, &pick, &t.Attempt)
 		switch {
 		case err == nil:
-		case x.opts.waits && (errors.Is(err, breaker.ErrOpen) || errors.Is(err, balancer.ErrNoNodes)):
+		case waits && (errors.Is(err, breaker.ErrOpen) || errors.Is(err, balancer.ErrNoNodes)):
 			if err := wait.pause(err); err != nil {
 				return err
 			}
@@ -106,7 +107,7 @@ func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 		}
 		last := slices.Contains(pick.Avoid, n) || passes == maxPasses // there is no other
 		switch {
-		case x.opts.waits:
+		case waits:
 			// A call that may wait for a node does not have it judged for that.
 			if conn.ready(wait.context()) {
 				return x.start(frame, t, conn, time.Now())
@@ -155,8 +156,9 @@ func (t *trial) unary(ctx context.Context, frame *call.Frame) {
 }
 
 // end ends the attempt with what grpc says of it, and returns the error as the caller
-// gets it. Again is whether nothing was sent and the call waits for a connection.
-func (t *trial) end(err error, a *answer) (again bool, _ error) {
+// gets it. Again is whether nothing was sent and the call waits for a connection, as it
+// says of itself (waits) or as is found out on the way to grpc.
+func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
 	t.over = true
 	end := attemptEnd{ctx: t.of.ctx, sent: a.peer.Addr != nil, trailer: a.trailer}
 	if err != nil && t.ctx.Err() != nil {
@@ -177,7 +179,7 @@ func (t *trial) end(err error, a *answer) (again bool, _ error) {
 	reportFrom(t.Lease(), now, a.trailer)
 	if err != nil {
 		t.Fail(now, o)
-		return t.of.opts.waits && !end.sent && o.Retry == outcome.Always && t.of.ctx.Err() == nil, err
+		return end.again(o, err, waits), err
 	}
 	o = t.Answered(now, a, http.StatusOK, o)
 	t.Done(now, o)

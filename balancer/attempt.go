@@ -33,10 +33,10 @@ type Attempt struct {
 	lease Lease
 	frame *call.Frame
 	index int
-	sent  bool
 
-	subset string // that the call was to go to
-	only   bool   // or to a node that it named
+	subset string
+	only   bool // on a node that the call has named
+	sent   bool
 }
 
 // Begin takes the lease for an attempt of frame's call, which may be nil: on a node
@@ -158,7 +158,21 @@ func (a *Attempt) Fail(now time.Time, o outcome.Outcome) {
 	now = clock.Or(now)
 	o = a.Answered(now, nil, 0, o)
 	a.Done(now, o)
-	a.frame.SetOthers(b.untried(a.frame, a.subset, a.only))
+	a.frame.SetOthers(!a.only && b.untried(a.frame, a.subset))
+}
+
+// untried reports whether there is a node in a subset that the call has not been sent
+// to.
+func (b *Balancer) untried(frame *call.Frame, subset string) bool {
+	s := b.current.Load()
+	if s == nil {
+		return false
+	}
+	if b.cfg.Subsets[subset].Strict {
+		s = s.subsets[subset]
+	}
+	fresh := func(n *Node) bool { return !frame.Tried(n) }
+	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
 }
 
 // Done gives the lease back at the end of the answer: see [Lease.Done]. A later call

@@ -134,28 +134,16 @@ func (b *Balancer) tried(frame *call.Frame) []*Node {
 	return nodes
 }
 
-// untried reports whether there is a node that the call has not been sent to and
-// could be.
-func (x *exchange) untried() bool {
+// untried reports whether there is a node for this call that it has not been sent
+// to.
+func (l *transport) untried(b *Balancer, req *http.Request, frame *call.Frame) bool {
 	var c Call
-	if x.lease.owner == x.layer.b { // else the service is one node
-		x.layer.aim(&c, x.req, x.frame.Subset())
+	if b == l.b { // else the service is one node
+		if l.aim(&c, req, frame.Subset()); c.Node != "" {
+			return false // only that one will do
+		}
 	}
-	return x.lease.owner.untried(x.frame, c.Subset, c.Node != "")
-}
-
-// untried reports whether there is a node that a call has not been sent to, which is
-// meant for a subset or only for a node that it names.
-func (b *Balancer) untried(frame *call.Frame, subset string, only bool) bool {
-	s := b.current.Load()
-	if s == nil || only {
-		return false
-	}
-	if b.cfg.Subsets[subset].Strict {
-		s = s.subsets[subset]
-	}
-	fresh := func(n *Node) bool { return !frame.Tried(n) }
-	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
+	return b.untried(frame, c.Subset)
 }
 
 // URLError is why a request cannot be sent at all.
@@ -432,7 +420,7 @@ func (x *exchange) fail(err error) error {
 	x.lease.Done(now, o)
 	x.frame.Answered(now, x.index, nil, 0, o)
 	x.frame.Ended(now, x.index, o)
-	x.frame.SetOthers(x.untried())
+	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
 	return err
 }
 
