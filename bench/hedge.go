@@ -17,9 +17,9 @@ const hedgeDelay = time.Second
 
 // alone is the setup of a layer without an http.Client around it, whose own cost
 // would hide that of the layer.
-func alone(make func() (http.RoundTripper, error)) func(*stage) (job, error) {
+func alone(newLayer func() (http.RoundTripper, error)) func(*stage) (job, error) {
 	return func(*stage) (job, error) {
-		rt, err := make()
+		rt, err := newLayer()
 		return func(l *loop) error {
 			req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://orders/v1/items", nil)
 			if err != nil {
