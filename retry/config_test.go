@@ -18,7 +18,9 @@ func TestEveryDefaultIsValid(t *testing.T) {
 	for _, cfg := range []*retry.Config{
 		nil,
 		{},
-		{Timeout: time.Second}, // less than the default attempt timeout
+		{Timeout: time.Second},      // less than the default attempt timeout
+		{Timeout: time.Millisecond}, // and than the default wait
+		{Timeout: time.Second, MaxAttempts: -1, Backoff: retry.Backoff{Base: time.Second}},
 		{Backoff: retry.Backoff{Max: 100 * time.Millisecond}},            // less than the default throttled base
 		{Backoff: retry.Backoff{Base: 50 * time.Millisecond, Max: 50e6}}, // equal
 		{MaxAttempts: -1, MaxRetryAfter: -1, AttemptTimeout: -1, Timeout: -1},
@@ -53,6 +55,18 @@ func TestInvalidConfigurationsNameFieldValueAndConstraint(t *testing.T) {
 			"retry: Backoff.Max is 2s, want >= Backoff.ThrottledBase (1m0s)",
 		},
 		{retry.Config{Backoff: retry.Backoff{Max: -1}}, "retry: Backoff.Max is -1ns, want > 0"},
+		{
+			retry.Config{Timeout: time.Second, Backoff: retry.Backoff{Base: time.Second}},
+			"retry: Backoff.Base is 1s, want less than Timeout (1s)",
+		},
+		{
+			retry.Config{AttemptTimeout: time.Second, Hedge: retry.HedgeConfig{Delay: time.Second}},
+			"retry: Hedge.Delay is 1s, want less than AttemptTimeout (1s), which would be first",
+		},
+		{
+			retry.Config{AttemptTimeout: time.Second, Hedge: retry.HedgeConfig{Percentile: 0.9, MinDelay: time.Minute}},
+			"retry: Hedge.MinDelay is 1m0s, want less than AttemptTimeout (1s), which would be first",
+		},
 		{
 			retry.Config{AttemptTimeout: 2 * time.Second, Timeout: time.Second},
 			"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
@@ -94,6 +108,21 @@ func TestAllConfigurationErrorsAreJoined(t *testing.T) {
 		Backoff: retry.Backoff{Max: time.Millisecond}, AttemptTimeout: 3, Timeout: 2, Statuses: []int{1, 2},
 	})
 	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4)
+
+	// What contradicts each other is told together.
+	_, err = retry.New(&retry.Config{
+		AttemptTimeout: time.Minute, Timeout: 2 * time.Second,
+		Backoff: retry.Backoff{Base: 5 * time.Second, Max: time.Second, ThrottledBase: 3 * time.Second},
+		Hedge:   retry.HedgeConfig{Delay: time.Second, MaxHedges: 3},
+	})
+	for _, want := range []string{
+		"Backoff.Max is 1s, want >= Backoff.Base (5s)", "Backoff.Max is 1s, want >= Backoff.ThrottledBase (3s)",
+		"AttemptTimeout is 1m0s, want <= Timeout (2s)", "Backoff.Base is 5s, want less than Timeout (2s)",
+		"Hedge.Delay is 1s, want less than Timeout (2s) with all 3 hedges together",
+	} {
+		require.ErrorContains(t, err, "retry: "+want)
+	}
+	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 5)
 	_, err = retry.NewBudget(&retry.BudgetConfig{Ratio: math.NaN(), PerSecond: 1e7, Window: 1})
 	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 3)
 	require.ErrorContains(t, err, "retry: BudgetConfig.Ratio is NaN, want <= 10")

@@ -26,7 +26,8 @@ import (
 // a variable of its surroundings does not. What a call that loses returns without an
 // error is closed if it is an io.Closer or an *http.Response, and else dropped.
 type HedgeConfig struct {
-	// Delay is how long an attempt is without an answer before it gets a hedge.
+	// Delay is how long an attempt is without an answer before it gets a hedge. It
+	// is less than an AttemptTimeout, and with all hedges less than a Timeout.
 	// Negative is none.
 	// Default: none.
 	Delay time.Duration `json:"delay,omitempty"`
@@ -62,9 +63,9 @@ type HedgeConfig struct {
 	SameNode Switch `json:"sameNode,omitempty"`
 }
 
-// resolve fills in the defaults, where off is zero, and checks. Timeout is the
-// call's; 0 is none.
-func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field string, value any, want string)) {
+// resolve fills in the defaults, where off is zero, and checks. Timeout is the call's
+// and attemptTimeout the attempt's; 0 or less is none.
+func (c *HedgeConfig) resolve(timeout, attemptTimeout time.Duration, check func(ok bool, field string, value any, want string)) {
 	check(!(c.Percentile >= 1) && !math.IsNaN(c.Percentile), "Hedge.Percentile", c.Percentile, "between 0 and 1")
 	check(c.MinSamples >= 0, "Hedge.MinSamples", c.MinSamples, ">= 1, or 0 for the default")
 	check(c.MinDelay >= 0, "Hedge.MinDelay", c.MinDelay, "> 0, or 0 for the default")
@@ -85,6 +86,9 @@ func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field s
 	want := fmt.Sprintf("less than Timeout (%v) with all %d hedges together", timeout, c.MaxHedges)
 	check(timeout == 0 || c.Delay < most, "Hedge.Delay", c.Delay, want)
 	check(timeout == 0 || c.Percentile == 0 || c.MinDelay < most, "Hedge.MinDelay", c.MinDelay, want)
+	want = fmt.Sprintf("less than AttemptTimeout (%v), which would be first", attemptTimeout)
+	check(attemptTimeout <= 0 || c.Delay < attemptTimeout, "Hedge.Delay", c.Delay, want)
+	check(attemptTimeout <= 0 || c.Percentile == 0 || c.MinDelay < attemptTimeout, "Hedge.MinDelay", c.MinDelay, want)
 }
 
 func (c *HedgeConfig) on() bool { return c.Delay > 0 || c.Percentile > 0 }

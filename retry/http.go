@@ -56,8 +56,8 @@ type exchange struct {
 	held    *held // the last answer's response while there is another attempt
 
 	hedging
-	lane *flight   // what to make the next attempt with, if it can be superseded,
-	now  time.Time // and when it begins
+	lane *flight   // what to make the next attempt with, if it can be superseded
+	now  time.Time // when the next attempt begins; zero if the clock has not been read for it
 }
 
 // RoundTripFrame makes the call's attempts.
@@ -78,6 +78,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	start := f.Start()
 	if start.IsZero() {
 		start = clock.Now()
+		c.now = start
 	}
 	cfg.limit(&c.limits, start, cfg.httpAttemptTimeout())
 	if d := f.Deadline(); !d.IsZero() && (c.limits.Deadline.IsZero() || d.Before(c.limits.Deadline)) {

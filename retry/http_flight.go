@@ -23,12 +23,11 @@ type flight struct {
 	req   *http.Request
 	frame *call.Frame // nil if an inner layer keeps the log
 	index int
-	free  func() // is called at the end of the response's body; may be nil
 }
 
 // ender is who is told of the end of the response's body; nil for nobody.
 func (fl *flight) ender() attempt.Ender {
-	if fl.frame == nil && fl.free == nil {
+	if fl.frame == nil {
 		return nil
 	}
 	return fl
@@ -36,12 +35,6 @@ func (fl *flight) ender() attempt.Ender {
 
 // Ended notes the end of the response's body in the log.
 func (fl *flight) Ended(err error) {
-	if fl.free != nil {
-		fl.free()
-	}
-	if fl.frame == nil {
-		return
-	}
 	var o outcome.Outcome
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
 		o = fl.cfg.Classifier.Classify(fl.req, nil, err)
@@ -84,10 +77,14 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 			fl.End()
 		}
 	}()
-	sent, refused, req := c.frame.Attempts(), c.frame.Refusals(), c.req
+	sent, refused, req, now := c.frame.Attempts(), c.frame.Refusals(), c.req, c.now
+	c.now = time.Time{} // of the next one
 	if c.lane != nil || c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
-		if fl, start = c.lane, c.now; fl == nil {
-			fl, start = new(flight), clock.Now()
+		if fl = c.lane; fl == nil {
+			fl = new(flight)
+		}
+		if start = now; start.IsZero() {
+			start = call.Now(c.frame)
 		}
 		fl.cfg, fl.req = c.cfg, c.req
 		fl.Start(c.ctx, start, &c.limits)

@@ -1,6 +1,7 @@
 package retry
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"time"
@@ -146,10 +147,12 @@ func (r *httpRace) run(h *hedge[*http.Response]) {
 	var c exchange
 	c.cfg, c.t, c.req, c.ctx, c.frame, c.limits = r.cfg, r.t, req, h.ctx, h.frame, r.limits
 	c.lane, c.now = fl, clock.Now()
-	fl.free = h.free
 	c.try(&h.answer, body, getBody)
-	if h.answer.err != nil {
+	switch {
+	case h.answer.err != nil:
 		h.free()
+	case r.cfg.Hedge.LoserGrace > 0:
+		context.AfterFunc(fl.Context(), h.free)
 	}
 	h.good, h.whole = c.good(&h.answer), true
 }
