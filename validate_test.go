@@ -11,6 +11,7 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaytest"
+	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/cache"
 	"github.com/backstay/backstay/discovery"
@@ -57,6 +58,8 @@ var mistakes = []struct {
 	{"endpoint twice", func(s *backstay.Service) { s.Endpoints = discovery.Addrs("a", "b", "a") }, `.Endpoints[2]: "a" is Endpoints[0] already, want each once`},
 	{"endpoints and resolver", func(s *backstay.Service) { s.Endpoints, s.Resolver = discovery.Addrs("a"), itself }, ": Endpoints and Resolver are both set, want one of them"},
 	{"layer", func(s *backstay.Service) { s.PerAttempt = make([]func(http.RoundTripper) http.RoundTripper, 1) }, ": PerAttempt[0] is nil, want a layer"},
+	{"hash key", func(s *backstay.Service) { s.HashKey.Query = "user" }, ": balancer: HashKey is {Header: Cookie: Query:user}, want a Policy that goes by keys, such as Rendezvous; have the default one"},
+	{"bound", func(s *backstay.Service) { s.Policy = balancer.Maglev{Bound: .5} }, ": balancer: Maglev.Bound is 0.5, want a finite number >= 1, or below 0 for no bound"},
 	{"h2c", func(s *backstay.Service) { s.H2C = 7 }, ": H2C is 7, want On or Off"},
 	{"observe", func(s *backstay.Service) { s.Observe = 7 }, ": Observe is 7, want On or Off"},
 }

@@ -23,8 +23,8 @@ type ConnConfig struct {
 	Max int `json:"max,omitempty"`
 	// MaxAge is how old a connection gets, ±20 % at random for each. Over HTTP/1.1 the
 	// next call that it is given then is its last, and asks the server to close it; one
-	// that no call is given is closed when it has been idle for about as long, or for
-	// the template's IdleConnTimeout if that is less. Over HTTP/2 new calls go over another
+	// that no call is given is closed when it has been idle for about as long, and at
+	// least 10 s, or for the template's IdleConnTimeout if that is less. Over HTTP/2 new calls go over another
 	// connection, and the old one is closed when its calls are finished; where a
 	// server's limit on streams has made several out of one of HTTP2Conns, they are
 	// replaced together. No call is cut or lost by it. While a connection is past its

@@ -372,11 +372,11 @@ func TestTCPCheckConnects(t *testing.T) {
 		discovery.Endpoint{ID: "up", Addr: up.Addr().String()},
 		discovery.Endpoint{ID: "down", Addr: down.Addr().String()},
 		discovery.Endpoint{ID: "fallback", Addr: down.Addr().String(), Fallback: []string{up.Addr().String()}},
-	), &balancer.Config{Health: balancer.HealthConfig{TCP: balancer.On}, Observer: rec})
+	), &balancer.Config{Health: balancer.HealthConfig{TCP: balancer.On, Timeout: time.Minute}, ConnectTimeout: time.Minute, Observer: rec})
 	require.NoError(t, err)
 	defer b.Close()
 	require.NoError(t, b.Ready(t.Context()))
-	require.Eventually(t, func() bool { return len(backstaytest.EventsOf[balancer.NodeChanged](rec)) > 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(backstaytest.EventsOf[balancer.NodeChanged](rec)) > 0 }, time.Minute, time.Millisecond)
 	e := backstaytest.EventsOf[balancer.NodeChanged](rec)[0]
 	require.Equal(t, "down", e.Node)
 	require.Equal(t, balancer.Unhealthy, e.To)

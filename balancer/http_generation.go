@@ -74,11 +74,22 @@ func (g *generation) newTransport() *http.Transport {
 	if t.MaxConnsPerHost > 0 {
 		t.MaxConnsPerHost = max(1, t.MaxConnsPerHost/len(g.conn.lanes))
 	}
-	if age := time.Duration(jitter(int64(cfg.Conns.MaxAge))); age > 0 && (t.IdleConnTimeout == 0 || age < t.IdleConnTimeout) {
-		t.IdleConnTimeout = age // for those that no call is given
+	g.conn.mu.Lock()
+	http2 := g.conn.http2
+	g.conn.mu.Unlock()
+	if age := cfg.Conns.MaxAge; age > 0 && !http2 {
+		// For those that no call is given. Not less than it takes a call to begin on a
+		// busy machine: if it is one of HTTP/2 after all, net/http might then have
+		// to send the call again.
+		idle := max(time.Duration(jitter(int64(age))), leastIdle)
+		if t.IdleConnTimeout == 0 || idle < t.IdleConnTimeout {
+			t.IdleConnTimeout = idle
+		}
 	}
 	return t
 }
+
+const leastIdle = 10 * time.Second
 
 // jitter returns n ±20 %, and for 0 nothing else.
 func jitter(n int64) int64 {
@@ -130,10 +141,10 @@ func (c *conn) generations(f func(*generation)) {
 }
 
 // replace has new calls go over new connections, instead of old's, as soon as there
-// are those that are wanted ahead.
-func (c *conn) replace(old *generation, ahead bool) {
+// are those that are wanted ahead. It returns false if old is not the present one.
+func (c *conn) replace(old *generation, ahead bool) bool {
 	if c.lanes[old.lane].Load() != old {
-		return
+		return false
 	}
 	next := c.newGeneration(old.lane)
 	if to := c.layer.target.Load(); to != nil && ahead {
@@ -143,10 +154,11 @@ func (c *conn) replace(old *generation, ahead bool) {
 	}
 	if !c.lanes[old.lane].CompareAndSwap(old, next) {
 		next.retire() // one of several does it
-		return
+		return false
 	}
 	old.retire()
 	next.fill()
+	return true
 }
 
 // transports calls f for each transport of the generation.

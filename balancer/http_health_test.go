@@ -1,6 +1,7 @@
 package balancer_test
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -30,6 +31,7 @@ func checkOnce(t *testing.T, h http.Handler, health balancer.HealthConfig, next 
 	t.Cleanup(server.Close)
 	rec := new(backstaytest.Recorder)
 	health.InitialUnhealthy = balancer.On
+	health.Timeout = cmp.Or(health.Timeout, time.Minute)
 	health.UnhealthyInterval = 20 * time.Millisecond
 	b, err := balancer.New("orders:80", discovery.Static(discovery.Endpoint{ID: "a", Addr: server.Listener.Addr().String()}),
 		&balancer.Config{Health: health, Observer: rec})
@@ -39,7 +41,7 @@ func checkOnce(t *testing.T, h http.Handler, health balancer.HealthConfig, next 
 	const none = "health check: none yet"
 	require.Equal(t, none, b.Snapshot().Nodes[0].Reason, "before there is a layer")
 	b.Layer(next)
-	require.Eventually(t, func() bool { return b.Snapshot().Nodes[0].Reason != none }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Snapshot().Nodes[0].Reason != none }, time.Minute, time.Millisecond)
 	n := b.Snapshot().Nodes[0]
 	require.Equal(t, n.Reason == "", n.State == balancer.Eligible)
 	require.Zero(t, n.Answered)
@@ -125,7 +127,7 @@ func TestHTTPCheckAtAnotherPort(t *testing.T) {
 
 func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 	overProtocols(t, func(t *testing.T, p backstaytest.Protocol) {
-		health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, InitialUnhealthy: balancer.On, Timeout: 10 * time.Second}
+		health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, InitialUnhealthy: balancer.On}
 		if p == backstaytest.HTTP2 {
 			health.Scheme = "https"
 		}
@@ -137,7 +139,7 @@ func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 				}
 			}
 			return true
-		}, 10*time.Second, time.Millisecond)
+		}, time.Minute, time.Millisecond)
 		for _, n := range c.Snapshot().Nodes {
 			require.Zero(t, n.Answered)
 		}
@@ -151,7 +153,7 @@ func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 // Where the checks are not told what the service speaks, the calls tell them.
 func TestHTTPCheckSpeaksWhatTheCallsDo(t *testing.T) {
 	backstaytest.CheckLeaks(t)
-	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Timeout: 10 * time.Second, Healthy: 1000}
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Healthy: 1000}
 	c := newCaller(t, 3, backstaytest.FleetConfig{Protocol: backstaytest.HTTP2}, balancer.Config{Health: health}, nil)
 	states := func(want balancer.NodeState) bool {
 		for _, n := range c.Snapshot().Nodes {
@@ -161,9 +163,9 @@ func TestHTTPCheckSpeaksWhatTheCallsDo(t *testing.T) {
 		}
 		return true
 	}
-	require.Eventually(t, func() bool { return states(balancer.Unhealthy) }, 10*time.Second, time.Millisecond, "without TLS there is no answer")
+	require.Eventually(t, func() bool { return states(balancer.Unhealthy) }, time.Minute, time.Millisecond, "without TLS there is no answer")
 	c.fetch("/")
-	require.Eventually(t, func() bool { return states(balancer.Eligible) }, 10*time.Second, time.Millisecond, "what was found out before counts no more")
+	require.Eventually(t, func() bool { return states(balancer.Eligible) }, time.Minute, time.Millisecond, "what was found out before counts no more")
 }
 
 func TestHTTPCheckOfThePort443SpeaksHTTPS(t *testing.T) {
@@ -183,6 +185,7 @@ func TestHTTPCheckOfThePort443SpeaksHTTPS(t *testing.T) {
 				return answer(req, http.StatusOK, http.NoBody), nil
 			}))
 			time.Sleep(time.Second)
+			synctest.Wait()
 			if test.want == "https" { // which that cannot be asked for
 				require.Contains(t, b.Snapshot().Nodes[0].Reason, "https needs an *http.Transport below", name)
 				require.Empty(t, schemes)
@@ -200,9 +203,9 @@ func TestHTTPCheckKeepsItsConnectionWhateverTheBody(t *testing.T) {
 		checks.Add(1)
 		_, _ = io.WriteString(w, strings.Repeat(".", 60<<10))
 	})
-	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Timeout: 10 * time.Second}
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond}
 	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: long}, balancer.Config{Health: health}, nil)
-	require.Eventually(t, func() bool { return checks.Load() > 10 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return checks.Load() > 10 }, time.Minute, time.Millisecond)
 	require.Equal(t, 1, c.fleet.Stats().Connections)
 }
 
@@ -256,5 +259,5 @@ func TestHTTPCheckIsNotMadeWhereNodesCannotBeToldApart(t *testing.T) {
 	require.Zero(t, checks.Load())
 	// The first layer that can tell them apart is the one.
 	b.Layer(&http.Transport{})
-	require.Eventually(t, func() bool { return checks.Load() > 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return checks.Load() > 3 }, time.Minute, time.Millisecond)
 }

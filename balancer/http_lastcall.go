@@ -57,7 +57,8 @@ func (c *tracedCall) gotConn(info httptrace.GotConnInfo) {
 	nc, http2 := beneath(info.Conn)
 	switch {
 	case nc == nil || !nc.spent():
-	case http2 || nc.life.http2:
+	case http2 || c.g.conn.layer.b.cfg.H2C:
+		c.g.conn.shares()
 		c.g.conn.replace(c.g, false)
 	case !first: // what has sent it before may still be reading it
 	case c.req.Header["Upgrade"] != nil: // such a connection has no next call anyway
@@ -94,7 +95,6 @@ func beneath(nc net.Conn) (ours *nodeConn, http2 bool) {
 // life is how long a connection lives.
 type life struct {
 	age   *time.Timer  // that makes it old; may be nil
-	http2 bool         // it is known to be one of HTTP/2; guarded by conn.mu until net/http has it
 	quota int64        // calls that it takes; 0: no limit
 	calls atomic.Int64 // that it has been given, where they are counted
 	due   bool         // it is past its age; guarded by conn.mu
@@ -104,7 +104,6 @@ type life struct {
 // begin begins the connection's life. conn.mu is held.
 func (nc *nodeConn) begin() {
 	conns := &nc.conn.layer.b.cfg.Conns
-	nc.life.http2 = nc.conn.layer.b.cfg.H2C
 	nc.life.quota = jitter(int64(conns.MaxRequests))
 	if conns.MaxAge > 0 {
 		nc.life.age = time.AfterFunc(time.Duration(jitter(int64(conns.MaxAge))), nc.expire)
@@ -124,8 +123,14 @@ func (nc *nodeConn) expire() {
 	g.due++
 	to := c.layer.target.Load()
 	switch {
-	case nc.life.http2:
-		c.layer.b.work.Go(func() { c.replace(g, true) })
+	case c.http2:
+		c.layer.b.work.Go(func() {
+			if !c.replace(g, true) { // it is the next one, perhaps, and has not had a call yet
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				nc.outlive()
+			}
+		})
 	case to == nil:
 		nc.outlive()
 	default:

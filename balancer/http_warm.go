@@ -280,21 +280,19 @@ func (g *generation) connectTo(ctx context.Context, t *http.Transport, to target
 		return nil, err
 	}
 	if tc.ConnectionState().NegotiatedProtocol == "h2" {
-		g.conn.shares(tc)
+		g.conn.shares()
 	}
 	return tc, nil
 }
 
-// shares takes note that the node speaks HTTP/2, as tc does, so that each lane has
-// but one connection.
-func (c *conn) shares(tc *tls.Conn) {
-	nc, _ := beneath(tc)
+// shares takes note that the node speaks HTTP/2, so that each lane has but one
+// connection.
+func (c *conn) shares() {
 	c.mu.Lock()
-	nc.life.http2 = true
 	known := c.http2
 	c.http2 = true
 	c.mu.Unlock()
-	if !known {
+	if !known && c.layer.target.Load() != nil {
 		c.fill()
 	}
 }
