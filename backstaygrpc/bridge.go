@@ -155,10 +155,8 @@ func (b *sharedBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ 
 	if target.Endpoint() == "" {
 		return nil, fmt.Errorf("backstaygrpc: target is %q, want %s:///%s", target.String(), Name, b.balancer.Service())
 	}
-	err := cc.UpdateState(resolver.State{Attributes: attributesOf(b.shared)})
-	if err != nil {
-		return nil, err
-	}
+	// What is wrong with the service config, gRPC's side of the bridge has told already.
+	_ = cc.UpdateState(resolver.State{Attributes: attributesOf(b.shared)})
 	return sharedResolver{b.balancer}, nil
 }
 

@@ -34,16 +34,19 @@ func (bridgeBuilder) ParseConfig(data json.RawMessage) (serviceconfig.LoadBalanc
 
 // Build returns a balancer that has nothing yet.
 func (bridgeBuilder) Build(cc grpcbalancer.ClientConn, opts grpcbalancer.BuildOptions) grpcbalancer.Balancer {
-	return &bridge{cc: cc, target: opts.Target, subs: make(map[string]*sub)}
+	g := &bridge{cc: cc, target: opts.Target, subs: make(map[string]*sub)}
+	g.do = g.reconcile
+	return g
 }
 
 // bridge is one of gRPC's balancers, over one of ours. gRPC calls it on one goroutine,
 // our balancer on any; what is done for either is done by one of them at a time: see
-// poke.
+// turn.
 type bridge struct {
+	turn
 	cc     grpcbalancer.ClientConn
 	target resolver.Target
-	pokes  atomic.Int32
+	moved  atomic.Bool // there may be other nodes, or addresses
 
 	// These are gRPC's goroutine's.
 	settings *settings // those that own was made by
@@ -62,7 +65,8 @@ type bridge struct {
 type behind struct {
 	*balancer.Balancer
 	rules *rules
-	feed  *feed // nil if the balancer is shared
+	feed  *feed     // nil if the balancer is shared
+	free  sync.Pool // of *attempt
 }
 
 // sub is gRPC's connection to a node.
@@ -131,7 +135,7 @@ func (g *bridge) updateOwn(state resolver.State, config *settings) error {
 		}
 	} else {
 		g.feed.set(set, addrs)
-		g.poke() // the addresses may have other attributes
+		g.changed() // the addresses may have other attributes
 	}
 	if len(set.Endpoints) == 0 {
 		return grpcbalancer.ErrBadResolverState // so that it is asked again
@@ -149,7 +153,13 @@ func (g *bridge) follow(to *behind) {
 	g.mu.Lock()
 	g.behind = to
 	g.mu.Unlock()
-	to.Subscribe(ctx, g.poke)
+	to.Subscribe(ctx, g.changed)
+	g.changed()
+}
+
+// changed tells that the nodes may have changed.
+func (g *bridge) changed() {
+	g.moved.Store(true)
 	g.poke()
 }
 
@@ -180,29 +190,15 @@ func (g *bridge) Close() {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
-	g.poke()
+	g.moved.Store(true)
+	g.hurry()
 	if g.own != nil {
 		_ = g.own.Close()
 	}
 }
 
-// poke tells that something has changed. Whoever comes first sees to it, and to what
-// others tell meanwhile.
-func (g *bridge) poke() {
-	if g.pokes.Add(1) > 1 {
-		return
-	}
-	for {
-		n := g.pokes.Load()
-		g.reconcile()
-		if g.pokes.CompareAndSwap(n, 0) {
-			return
-		}
-	}
-}
-
 // reconcile sees to it that each node has a connection, and nobody else, and gives gRPC
-// a new picker. Only poke calls it.
+// a new picker. It is called by one goroutine at a time.
 func (g *bridge) reconcile() {
 	g.mu.Lock()
 	to, closed := g.behind, g.closed
@@ -214,7 +210,9 @@ func (g *bridge) reconcile() {
 	if !closed {
 		nodes = to.Nodes()
 	}
-	g.connect(to, nodes)
+	if g.moved.Swap(false) {
+		g.connect(to, nodes)
+	}
 	if !closed {
 		g.cc.UpdateState(g.state(to, nodes))
 	}
@@ -312,7 +310,7 @@ func (s *sub) shutdown() {
 // listen takes a connection's new state.
 func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 	g.mu.Lock()
-	was, to := s.state, s.to
+	was, failed, to := s.state, s.failed, s.to
 	s.state = state.ConnectivityState
 	switch s.state {
 	case connectivity.Ready:
@@ -320,6 +318,8 @@ func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 	case connectivity.TransientFailure:
 		s.failed, s.err = true, state.ConnectionError
 	}
+	// Whether a connection is idle or being made makes no difference to picks.
+	differs := (was == connectivity.Ready) != (s.state == connectivity.Ready) || s.failed != failed
 	g.mu.Unlock()
 	switch state.ConnectivityState {
 	case connectivity.Ready:
@@ -335,7 +335,7 @@ func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 	case connectivity.Shutdown:
 		return
 	}
-	if was != state.ConnectivityState {
+	if differs {
 		g.poke()
 	}
 }

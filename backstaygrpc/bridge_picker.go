@@ -26,52 +26,80 @@ type picker struct {
 // failed unless it waits for ready, and with ErrNoSubConnAvailable all calls wait for
 // the next picker.
 func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
-	a := &attempt{picker: p, ctx: info.Ctx}
-	c := balancer.Call{Now: time.Now()}
+	var c balancer.Call
 	p.to.rules.aim(p.to.Balancer, &info, &c)
-	var err error
-	if a.lease, err = p.view.TryAcquire(c); err != nil {
+	lease, err := p.view.TryAcquire(c)
+	if err != nil {
 		if p.waiting && errors.Is(err, balancer.ErrNoNodes) {
 			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
 		}
 		return grpcbalancer.PickResult{}, refusal(p.to.Service(), err)
 	}
-	if s := awaitedOf(info.Ctx); s != nil {
-		s.current.Store(a)
+	stream := awaitedOf(info.Ctx)
+	a := p.to.attempt(stream == nil)
+	a.ctx, a.reads, a.lease = info.Ctx, p.reads, lease
+	if stream != nil {
+		stream.current.Store(a)
 	}
-	return grpcbalancer.PickResult{SubConn: p.conns[a.lease.Node()], Done: a.done}, nil
+	return grpcbalancer.PickResult{SubConn: p.conns[lease.Node()], Done: a.end}, nil
 }
 
 // attempt is a call on its way to a node.
 type attempt struct {
-	picker *picker
+	to     *behind
+	end    func(grpcbalancer.DoneInfo)
+	reads  bool            // the policy goes by reports of load
+	pooled bool            // nobody else has it
 	ctx    context.Context //nolint:containedctx // the call's, to see who has ended it
 	mu     sync.Mutex      // guards lease: a stream may end while it is answered
 	lease  balancer.Lease
 }
 
+// attempt returns one without a lease. One that nobody but gRPC gets to see, which calls
+// what it has for the end once, may have been another before.
+func (to *behind) attempt(pooled bool) *attempt {
+	if pooled {
+		if a, ok := to.free.Get().(*attempt); ok {
+			return a
+		}
+	}
+	a := &attempt{to: to, pooled: pooled}
+	a.end = a.done
+	return a
+}
+
 // answered takes the first that came from the server.
 func (a *attempt) answered() {
 	a.mu.Lock()
-	a.lease.Answered(time.Now(), outcome.Outcome{})
+	a.lease.Answered(time.Time{}, outcome.Outcome{})
 	a.mu.Unlock()
 }
 
 // done takes the end of the attempt.
 func (a *attempt) done(info grpcbalancer.DoneInfo) {
-	now := time.Now()
 	var o outcome.Outcome
-	if info.Err == nil && !info.BytesSent {
+	switch {
+	case info.Err == nil && !info.BytesSent:
 		o.Class = outcome.Neutral // the connection was gone, and gRPC picks again
-	} else {
-		o, _ = a.picker.to.rules.classifier.judge(info.Err, &attemptEnd{ctx: a.ctx, sent: info.BytesSent, trailer: info.Trailer})
+	case info.Err != nil || a.to.rules.classifier != nil:
+		o, _ = a.to.rules.classifier.judge(info.Err, &attemptEnd{ctx: a.ctx, sent: info.BytesSent, trailer: info.Trailer})
+	}
+	if a.pooled {
+		a.finish(&info, o)
+		a.ctx = nil
+		a.to.free.Put(a)
+		return
 	}
 	a.mu.Lock()
-	if a.picker.reads {
-		reportFrom(&a.lease, now, info.Trailer)
-	}
-	a.lease.Done(now, o)
+	a.finish(&info, o)
 	a.mu.Unlock()
+}
+
+func (a *attempt) finish(info *grpcbalancer.DoneInfo, o outcome.Outcome) {
+	if a.reads {
+		reportFrom(&a.lease, time.Time{}, info.Trailer)
+	}
+	a.lease.Done(time.Time{}, o)
 }
 
 // failing is a picker that has nobody to pick.

@@ -25,7 +25,8 @@ import (
 // xds.data.orca.v3.OrcaLoadReport (gRFC A51).
 const loadKey = "endpoint-load-metrics-bin"
 
-// reportFrom takes the report in an attempt's trailer, if there is one.
+// reportFrom takes the report in an attempt's trailer, if there is one. A zero now means
+// that the clock is read.
 func reportFrom(l *balancer.Lease, now time.Time, trailer metadata.MD) {
 	values := trailer[loadKey]
 	if len(values) != 1 {

@@ -31,6 +31,7 @@ require (
 )
 
 require (
+	github.com/backstay/backstay/backstaygrpc v0.0.0-00010101000000-000000000000
 	github.com/benbjohnson/clock v1.3.0 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/bits-and-blooms/bitset v1.24.4 // indirect
@@ -127,3 +128,5 @@ require (
 	sigs.k8s.io/structured-merge-diff/v6 v6.3.0 // indirect
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
+
+replace github.com/backstay/backstay/backstaygrpc => ../backstaygrpc

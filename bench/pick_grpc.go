@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net/url"
 	"sync"
+	"time"
 
 	orca "github.com/cncf/xds/go/xds/data/orca/v3"
 	"google.golang.org/grpc/balancer"
@@ -13,6 +16,8 @@ import (
 	estats "google.golang.org/grpc/experimental/stats"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/serviceconfig"
+
+	"github.com/backstay/backstay/backstaygrpc"
 )
 
 const moduleGRPC = "google.golang.org/grpc"
@@ -21,6 +26,7 @@ const moduleGRPC = "google.golang.org/grpc"
 // of those too.
 func grpcPicks(n int) []peer {
 	return []peer{
+		grpcPick("backstay-bridge", "", func(s *stage) (balancer.Picker, error) { return bridgePicker(s, n) }),
 		grpcPick("grpc-round_robin", moduleGRPC, func(s *stage) (balancer.Picker, error) {
 			_, conn, err := readyBalancer(s, roundrobin.Name, grpcEndpoints(n, nil))
 			return conn.picker, err
@@ -41,19 +47,40 @@ func grpcPicks(n int) []peer {
 func grpcPick(name, module string, build func(*stage) (balancer.Picker, error)) peer {
 	return peer{name: name, module: module, setup: func(s *stage) (job, error) {
 		p, err := build(s)
+		info := balancer.PickInfo{FullMethodName: "/orders.v1.Orders/Get", Ctx: context.Background()}
 		return func(l *loop) error {
 			for l.next() {
-				picked, err := p.Pick(balancer.PickInfo{})
+				picked, err := p.Pick(info)
 				if err != nil {
 					return err
 				}
 				if picked.Done != nil {
-					picked.Done(balancer.DoneInfo{})
+					picked.Done(balancer.DoneInfo{BytesSent: true, BytesReceived: true})
 				}
 			}
 			return nil
 		}, err
 	}}
+}
+
+// bridgePicker is that of our bridge, over a balancer of its own with every default.
+// The balancer and the connections report in their own time.
+func bridgePicker(s *stage, n int) (balancer.Picker, error) {
+	conn := &grpcConn{atOnce: true}
+	if _, err := buildBalancer(s, backstaygrpc.Name, grpcEndpoints(n, nil), conn); err != nil {
+		return nil, err
+	}
+	var last balancer.Picker
+	for same := 0; same < 50; same++ { // until there has been no other picker for a while
+		time.Sleep(2 * time.Millisecond)
+		conn.mu.Lock()
+		if conn.ready < n || conn.picker != last {
+			same = 0
+		}
+		last = conn.picker
+		conn.mu.Unlock()
+	}
+	return last, nil
 }
 
 // grpcEndpoints is what a balancer is told of its endpoints.
@@ -71,11 +98,16 @@ func grpcEndpoints(n int, cfg serviceconfig.LoadBalancingConfig) balancer.Client
 // ready.
 func readyBalancer(s *stage, name string, state balancer.ClientConnState) (balancer.Balancer, *grpcConn, error) {
 	conn := new(grpcConn)
-	b := balancer.Get(name).Build(conn, balancer.BuildOptions{})
-	s.cleanup(b.Close)
-	err := b.UpdateClientConnState(state)
+	b, err := buildBalancer(s, name, state, conn)
 	conn.reports.Wait()
 	return b, conn, err
+}
+
+func buildBalancer(s *stage, name string, state balancer.ClientConnState, conn *grpcConn) (balancer.Balancer, error) {
+	target := resolver.Target{URL: url.URL{Scheme: "dns", Path: "/orders"}}
+	b := balancer.Get(name).Build(conn, balancer.BuildOptions{Target: target})
+	s.cleanup(b.Close)
+	return b, b.UpdateClientConnState(state)
 }
 
 // weightedPicker has the endpoints report unequal loads, so that they have
@@ -113,9 +145,11 @@ func weightedPicker(s *stage, n int) (balancer.Picker, error) {
 type grpcConn struct {
 	balancer.ClientConn // nil: nothing else is called
 
+	atOnce  bool // no report waits for others
 	reports sync.WaitGroup
 	mu      sync.Mutex
 	picker  balancer.Picker // the last one; read when the reports are done
+	ready   int             // connections
 }
 
 func (c *grpcConn) NewSubConn(_ []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
@@ -144,10 +178,15 @@ type grpcSubConn struct {
 // long as the balancer is still at it: afterwards each has a new picker made,
 // and with ten thousand of them that takes a while.
 func (c *grpcSubConn) Connect() {
-	c.conn.reports.Wait()
+	if !c.conn.atOnce {
+		c.conn.reports.Wait()
+	}
 	c.conn.reports.Go(func() {
 		c.listener(balancer.SubConnState{ConnectivityState: connectivity.Connecting})
 		c.listener(balancer.SubConnState{ConnectivityState: connectivity.Ready})
+		c.conn.mu.Lock()
+		c.conn.ready++
+		c.conn.mu.Unlock()
 	})
 }
 
