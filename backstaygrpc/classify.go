@@ -29,7 +29,8 @@ type Classifier func(err error, trailer metadata.MD) outcome.Outcome
 //	Unavailable                                 Failure    IfIdempotent
 //	Unavailable, ResourceExhausted that says
 //	when to come again                          Throttled  IfIdempotent
-//	ResourceExhausted                           Throttled  Never
+//	ResourceExhausted; Unavailable whose
+//	pushback forbids to try again               Throttled  Never
 //	DeadlineExceeded, said by the server        Failure    IfIdempotent
 //	Internal, Unknown, DataLoss                 Failure    Never
 //	Canceled                                    Neutral    Never
@@ -72,7 +73,16 @@ func Classify(err error, trailer metadata.MD) outcome.Outcome {
 	default:
 		o.Class = outcome.Success
 	}
-	if o.Retry != outcome.Never && forbidden(trailer) {
+	if o.Retry == outcome.Never {
+		return o
+	}
+	if values := trailer[pushbackKey]; len(values) > 0 {
+		if _, ok := milliseconds(values); !ok {
+			// Less load is what it asks for; budgets are charged for it (gRFC A6).
+			o.Class, o.Retry, o.After = outcome.Throttled, outcome.Never, 0
+		}
+	}
+	if forbidden(trailer) {
 		o.Retry = outcome.Never
 	}
 	return o
@@ -125,19 +135,14 @@ func milliseconds(values []string) (time.Duration, bool) {
 	return time.Duration(ms) * time.Millisecond, err == nil //nolint:gosec // 31 bits
 }
 
-// forbidden reports whether the server does not want the call again.
+// forbidden reports whether the server says that to repeat the call is of no use.
 func forbidden(trailer metadata.MD) bool {
 	for _, v := range trailer[retryKey] {
 		if strings.EqualFold(v, retryNo) {
 			return true
 		}
 	}
-	values := trailer[pushbackKey]
-	if len(values) == 0 {
-		return false
-	}
-	_, ok := milliseconds(values)
-	return !ok
+	return false
 }
 
 // attemptEnd is what is known of an attempt besides its error.
@@ -149,6 +154,15 @@ type attemptEnd struct {
 	// sent is whether a stream was created: else nothing has left this process.
 	sent    bool
 	trailer metadata.MD
+}
+
+// again reports whether an attempt that ended with o is to be made again without more
+// ado: nothing was sent, and the call waits for a connection.
+func (e *attemptEnd) again(o outcome.Outcome, err error, waits bool) bool {
+	if e.ctx.Err() != nil {
+		return false
+	}
+	return errors.Is(err, errNotReady) || waits && !e.sent && o.Retry == outcome.Always
 }
 
 // judge returns how an attempt ended, and its error as the caller gets it: one of
@@ -164,6 +178,9 @@ func (c Classifier) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
 			o.Retry = outcome.Always
 		}
 		return o, timeout
+	}
+	if errors.Is(err, errNotReady) {
+		return outcome.Outcome{Class: outcome.Neutral, Err: err}, err
 	}
 	if byContext(err) && (ended(end.ctx) || end.cause != nil) {
 		// The caller's, or a hedge that has lost. grpc's error does not answer to

@@ -19,13 +19,10 @@ import (
 // [grpc.ClientConnInterface], which generated clients take; package documentation says
 // what becomes of a call. All methods may be called concurrently.
 type Conn struct {
-	service   string
-	up        *backstay.Upstream
-	b         *balancer.Balancer
-	dial      []grpc.DialOption
-	classify  Classifier
-	hashKey   string // the key of metadata that policies hash by
-	propagate bool
+	terms
+	up   *backstay.Upstream
+	b    *balancer.Balancer
+	dial []grpc.DialOption
 
 	methods atomic.Pointer[map[string]*method] // those that were called; nil before the first
 	nodes   sync.Map                           // *nodeConn by *balancer.Node
@@ -54,10 +51,9 @@ func NewClient(service string, client *backstay.Client, opts ...grpc.DialOption)
 		return nil, fmt.Errorf("backstaygrpc: service %q: %w", service, err)
 	}
 	cfg := up.Config()
-	c := &Conn{
-		service: up.Service(), up: up, b: up.Balancer(),
-		hashKey: metadataKey(cfg.HashKey.Header), propagate: cfg.Propagate == backstay.On,
-	}
+	c := &Conn{up: up, b: up.Balancer(), terms: terms{
+		service: up.Service(), hashKey: metadataKey(cfg.HashKey.Header), propagate: cfg.Propagate == backstay.On,
+	}}
 	c.dial = append(c.dial, defaults()...)
 	for _, opt := range opts {
 		if own, ok := opt.(classifierOption); ok {

@@ -61,7 +61,12 @@ func (h *handlers) desc() *grpc.ServiceDesc {
 		}
 		return h.stream(in.GetValue(), s)
 	}
-	chatting := func(_ any, s grpc.ServerStream) error { return h.chat(s) }
+	chatting := func(_ any, s grpc.ServerStream) error {
+		if h.chat == nil {
+			return nil
+		}
+		return h.chat(s)
+	}
 	return &grpc.ServiceDesc{
 		ServiceName: service, HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{MethodName: "Get", Handler: unary}},
@@ -222,3 +227,5 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, in string, opts 
 	err := conn.Invoke(ctx, get, wrapperspb.String(in), out, opts...)
 	return out.GetValue(), err
 }
+
+func insecureOption() grpc.DialOption { return grpc.WithTransportCredentials(insecure.NewCredentials()) }

@@ -28,30 +28,39 @@ type invocation struct {
 // Invoke makes a unary call. It is what generated clients call.
 func (c *Conn) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
 	x := &invocation{messages: messages{request: args, reply: reply}}
-	x.conn, x.name, x.ctx, x.method = c, name, ctx, c.method(name)
-	x.opts.take(opts)
-	err := x.invoke()
-	err = errorOf(ctx, c.service, err)
+	x.terms, x.conn, x.name, x.ctx, x.method = &c.terms, c, name, ctx, c.method(name)
+	x.opts.take(opts, true)
+	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name, Start: time.Now()})
+	if err == nil {
+		x.frame = x.call.Frame
+		err = x.make()
+	}
+	return x.end(err)
+}
+
+// end returns the call's error as its caller gets it, and tells the call's options.
+func (x *invocation) end(err error) error {
+	err = errorOf(x.ctx, x.service, err)
 	x.opts.tell(x.last)
 	x.opts.finish(err)
 	return err
 }
 
-func (x *invocation) invoke() (err error) {
-	settings := x.method.settings
-	if err := x.conn.up.Begin(x.ctx, &x.call, settings, call.Info{Method: protocol, Path: x.name, Start: time.Now()}); err != nil {
-		return err
-	}
+// make makes a call that has begun, to its end.
+func (x *invocation) make() (err error) {
 	status, over := 0, false
 	defer func() {
 		ended := err
 		if !over {
 			ended = errAborted
 		}
-		x.call.Finish(x.ctx, status, ended)
+		x.finish(status, ended)
 	}()
-	permit, _, err := x.call.Admit(x.ctx)
-	defer permit.Done()
+	if x.conn != nil {
+		permit, _, refused := x.call.Admit(x.ctx)
+		defer permit.Done()
+		err = refused
+	}
 	if err == nil {
 		x.last, err = x.repeat()
 	}
@@ -67,9 +76,9 @@ func (x *invocation) invoke() (err error) {
 func (x *invocation) repeat() (*answer, error) {
 	settings, repeatable := x.method.settings, x.opts.repeatable(x.ctx, x.method)
 	if x.opts.attempts == 1 || !x.messages.prepare(repeatable && hedges(&settings.Retry)) {
-		return x.try(x.ctx, x.call.Frame)
+		return x.try(x.ctx, x.frame)
 	}
-	ctx := call.Carry(x.ctx, x.call.Frame)
+	ctx := call.Carry(x.ctx, x.frame)
 	if !repeatable {
 		ctx = retry.WithIdempotent(ctx, false)
 	}
@@ -80,25 +89,30 @@ func (x *invocation) repeat() (*answer, error) {
 
 // try makes one attempt, and more while the call waits for ready connections.
 func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error) {
-	for {
-		a, again, err := x.once(ctx, frame)
+	for waits := x.opts.waits; ; waits = true {
+		a, again, err := x.once(ctx, frame, waits)
 		if !again {
 			return a, err
 		}
 	}
 }
 
-func (x *invocation) once(ctx context.Context, frame *call.Frame) (_ *answer, again bool, err error) {
+func (x *invocation) once(ctx context.Context, frame *call.Frame, waits bool) (_ *answer, again bool, err error) {
 	a := &answer{}
 	var t trial
-	if err := x.begin(ctx, frame, &t); err != nil {
+	if err := x.begin(ctx, frame, &t, waits); err != nil {
 		return a, false, err
 	}
 	defer t.abort()
 	t.unary(ctx, frame)
 	t.Send(t.start)
 	a.reply = x.messages.next(t.number)
-	err = t.conn.Invoke(t.ctx, x.name, x.messages.request, a.reply, a.options(&x.opts)...)
-	again, err = t.end(err, a)
+	opts := a.options(&x.opts)
+	if t.conn != nil {
+		err = t.conn.Invoke(t.ctx, x.name, x.messages.request, a.reply, opts...)
+	} else {
+		err = x.invoke(t.ctx, x.messages.request, a.reply, opts...)
+	}
+	again, err = t.end(err, a, waits)
 	return a, again, err
 }

@@ -8,8 +8,10 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/status"
 
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/discovery"
@@ -45,6 +47,7 @@ func (c *Conn) conn(n *balancer.Node) (*nodeConn, error) {
 	})
 	// The user's options come later, and so may bring a dialer of their own.
 	opts := append([]grpc.DialOption{dialer, grpc.WithResolvers(nc)}, c.dial...)
+	opts = append(opts, grpc.WithChainUnaryInterceptor(nc.unary), grpc.WithChainStreamInterceptor(nc.stream))
 	cc, err := grpc.NewClient(scheme+":///"+url.PathEscape(n.Key()), opts...)
 	if err != nil {
 		return nil, err // cannot be: NewClient has tried the options
@@ -75,6 +78,35 @@ func (nc *nodeConn) ready(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// errNotReady is what an attempt ends with that would wait for this very node, where
+// the call could have another.
+var errNotReady = status.Error(codes.Unavailable, "the node's connection is not ready")
+
+// mustWait reports whether the call would wait for the connection. That may be said by
+// default options and by interceptors, which nobody but the innermost one sees.
+func (nc *nodeConn) mustWait(opts []grpc.CallOption) bool {
+	for _, opt := range slices.Backward(opts) {
+		if opt, ok := opt.(grpc.FailFastCallOption); ok {
+			return !opt.FailFast && nc.GetState() != connectivity.Ready
+		}
+	}
+	return false
+}
+
+func (nc *nodeConn) unary(ctx context.Context, name string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if nc.mustWait(opts) {
+		return errNotReady
+	}
+	return invoker(ctx, name, req, reply, cc, opts...)
+}
+
+func (nc *nodeConn) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, name string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if nc.mustWait(opts) {
+		return nil, errNotReady
+	}
+	return streamer(ctx, desc, cc, name, opts...)
 }
 
 // drop closes the connection to a node that has nothing more to do.

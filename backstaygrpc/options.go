@@ -46,8 +46,9 @@ type callOptions struct {
 	up    []grpc.CallOption // those that tell of the attempt returned, or of the end
 }
 
-// take takes the options apart.
-func (o *callOptions) take(opts []grpc.CallOption) {
+// take takes the options apart. Waits is whether it is up to us to wait for ready
+// connections.
+func (o *callOptions) take(opts []grpc.CallOption, waits bool) {
 	special := false
 	for _, opt := range opts {
 		switch opt := opt.(type) {
@@ -57,8 +58,8 @@ func (o *callOptions) take(opts []grpc.CallOption) {
 			o.up = append(o.up, opt)
 			special = true
 		case grpc.FailFastCallOption:
-			o.waits = !opt.FailFast
-			special = true
+			o.waits = waits && !opt.FailFast
+			special = special || waits
 		}
 	}
 	if o.down = opts; !special {
@@ -66,8 +67,10 @@ func (o *callOptions) take(opts []grpc.CallOption) {
 	}
 	o.down = slices.DeleteFunc(slices.Clone(opts), func(opt grpc.CallOption) bool {
 		switch opt.(type) {
-		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption, grpc.FailFastCallOption:
+		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption:
 			return true
+		case grpc.FailFastCallOption:
+			return waits
 		}
 		return false
 	})

@@ -27,34 +27,46 @@ import (
 // when NewStream returns.
 func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	x := &stream{desc: desc}
-	x.conn, x.name, x.ctx, x.method = c, name, ctx, c.method(name)
-	x.open = desc.ClientStreams
-	x.opts.take(opts)
+	x.terms, x.conn, x.name, x.ctx, x.method = &c.terms, c, name, ctx, c.method(name)
+	x.opts.take(opts, true)
 	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name, Start: time.Now()})
 	if err != nil {
-		return nil, errorOf(ctx, c.service, err)
+		err = errorOf(ctx, c.service, err)
+		x.opts.finish(err)
+		return nil, err
 	}
+	x.frame = x.call.Frame
+	if err := x.make(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// make begins a stream whose call has begun.
+func (x *stream) make() (err error) {
+	x.open = x.desc.ClientStreams
 	begun := false
 	defer func() {
 		if !begun {
-			_ = x.finish(errAborted)
+			_ = x.end(errAborted)
 		}
 	}()
-	x.framed = call.Carry(ctx, x.call.Frame) // from here on other goroutines may look at it
-	x.permit, x.untilHeaders, err = x.call.Admit(ctx)
-	if err == nil && desc.ClientStreams {
+	x.framed = call.Carry(x.ctx, x.frame) // from here on other goroutines may look at it
+	if x.conn != nil {
+		x.permit, x.untilHeaders, err = x.call.Admit(x.ctx)
+	}
+	if err == nil && x.open {
 		err = x.establish()
 	}
-	if err != nil {
-		begun = true
-		return nil, x.finish(err)
-	}
-	if !desc.ClientStreams && ctx.Done() != nil {
-		// Nobody might come for the first message.
-		x.detach = context.AfterFunc(ctx, func() { x.abandon() })
-	}
 	begun = true
-	return x, nil
+	if err != nil {
+		return x.end(err)
+	}
+	if !x.open && x.ctx.Done() != nil {
+		// Nobody might come for the first message.
+		x.detach = context.AfterFunc(x.ctx, func() { x.abandon() })
+	}
+	return nil
 }
 
 // keptRequest is how large a request may be that is kept to be sent again, as in grpc
@@ -64,7 +76,7 @@ const keptRequest = 256 << 10
 // stream is a stream as its caller sees it.
 //
 // Until it is committed to an attempt it may be made anew, which only the caller's
-// Header and RecvMsg do: by grpc's rules one at a time.
+// Header and RecvMsg do: by grpc's terms one at a time.
 type stream struct {
 	trials
 	desc   *grpc.StreamDesc
@@ -90,8 +102,8 @@ func (x *stream) establish() error {
 	// What has been sent cannot be repeated, nor is there anything to hedge.
 	ctx := retry.WithIdempotent(x.framed, false)
 	f, err := retry.Do(ctx, retrier, func(ctx context.Context) (*flight, error) {
-		for {
-			f, err := x.fly(ctx, call.Join(ctx, retrier))
+		for waits := x.opts.waits; ; waits = true {
+			f, err := x.fly(ctx, call.Join(ctx, retrier), waits)
 			if f != nil {
 				f.Send(f.start)
 			}
@@ -123,7 +135,7 @@ func (x *stream) commit(f *flight) {
 		x.detach()
 	}
 	if f.ended() { // while nobody took notice
-		_ = x.finish(f.result())
+		_ = x.end(f.result())
 	}
 }
 
@@ -144,13 +156,13 @@ func (x *stream) abandon() {
 	idle := x.current == nil && !x.trying
 	x.mu.Unlock()
 	if idle {
-		_ = x.finish(context.Cause(x.ctx))
+		_ = x.end(context.Cause(x.ctx))
 	}
 }
 
-// finish ends the call, once, and returns the error that its caller gets; for a nil
+// end ends the call, once, and returns the error that its caller gets; for a nil
 // one it is io.EOF.
-func (x *stream) finish(err error) error {
+func (x *stream) end(err error) error {
 	x.mu.Lock()
 	if x.over {
 		err = x.err
@@ -158,7 +170,7 @@ func (x *stream) finish(err error) error {
 		return err
 	}
 	x.over = true
-	ended := errorOf(x.ctx, x.conn.service, err)
+	ended := errorOf(x.ctx, x.service, err)
 	if x.err = ended; err == nil {
 		x.err = io.EOF
 	}
@@ -172,7 +184,7 @@ func (x *stream) finish(err error) error {
 	if ended == nil {
 		code = http.StatusOK
 	}
-	x.call.Finish(x.ctx, code, ended)
+	x.finish(code, ended)
 	if current != nil {
 		x.opts.tell(&current.answer)
 	}
@@ -208,15 +220,22 @@ func (x *stream) SendMsg(m any) error {
 	if message := messageOf(m); message != nil {
 		x.kept = proto.Size(message) <= keptRequest
 	}
-	x.first, err = x.fly(x.ctx, x.call.Frame)
+	begun := false
+	defer func() {
+		if !begun { // a panic in somebody's interceptor
+			_ = x.end(errAborted)
+		}
+	}()
+	x.first, err = x.fly(x.ctx, x.frame, x.opts.waits)
 	if err == nil {
 		err = x.first.begin()
 	}
+	begun = true
 	if x.first == nil {
 		x.first = &flight{x: x, over: true, err: err}
 	}
 	if x.first.local && status.Code(err) != codes.Unavailable {
-		return x.finish(err) // the message itself is why
+		return x.end(err) // the message itself is why
 	}
 	return nil // and whatever else is wrong, RecvMsg sees to it
 }
@@ -274,7 +293,7 @@ func (x *stream) RecvMsg(m any) error {
 	case err != nil:
 		return err
 	case f.ended():
-		return x.finish(f.result())
+		return x.end(f.result())
 	}
 	return nil
 }
@@ -297,7 +316,7 @@ func (x *stream) try(m any) (*flight, error) {
 	whole := false
 	defer func() {
 		if !whole {
-			_ = x.finish(errAborted)
+			_ = x.end(errAborted)
 		}
 	}()
 	ctx := x.framed
@@ -309,7 +328,7 @@ func (x *stream) try(m any) (*flight, error) {
 	})
 	whole = true
 	if err != nil {
-		return nil, x.finish(err)
+		return nil, x.end(err)
 	}
 	if m != nil && f.got {
 		incoming.give(f.answer.reply)
@@ -320,16 +339,16 @@ func (x *stream) try(m any) (*flight, error) {
 
 // once makes one attempt: the one that SendMsg has begun, or another.
 func (x *stream) once(ctx context.Context, frame *call.Frame, incoming *messages) (*flight, error) {
-	for {
+	for waits := x.opts.waits; ; waits = true {
 		f, err := x.takeFirst(), error(nil)
 		if f == nil {
-			if f, err = x.fly(ctx, frame); err != nil {
+			if f, err = x.fly(ctx, frame, waits); err != nil {
 				return nil, err
 			}
 			f.Send(f.start)
 			err = f.begin()
 		} else {
-			if f.conn == nil {
+			if f.of == nil {
 				return nil, f.err // it got no node
 			}
 			f.Send(f.start)

@@ -20,6 +20,7 @@ import (
 type flight struct {
 	trial
 	x      *stream
+	waits  bool // for a connection that is ready
 	stream grpc.ClientStream
 	answer answer
 	local  bool // it is the request that was wrong
@@ -35,13 +36,13 @@ type flight struct {
 	over     bool
 	err      error // the caller's, once it is over; nil for a good end
 	outcome  outcome.Outcome
-	unsent   bool
+	repeat   bool // nothing was sent, and the call waits for a connection
 }
 
 // fly gets an attempt a node.
-func (x *stream) fly(ctx context.Context, frame *call.Frame) (*flight, error) {
-	f := &flight{x: x}
-	if err := x.begin(ctx, frame, &f.trial); err != nil {
+func (x *stream) fly(ctx context.Context, frame *call.Frame, waits bool) (*flight, error) {
+	f := &flight{x: x, waits: waits}
+	if err := x.begin(ctx, frame, &f.trial, waits); err != nil {
 		return nil, err
 	}
 	f.bound(ctx, frame)
@@ -92,7 +93,11 @@ func (f *flight) begin() error {
 	}()
 	var err error
 	opts := append(f.answer.options(&f.x.opts), grpc.OnFinish(f.finished))
-	f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
+	if f.conn != nil {
+		f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
+	} else {
+		f.stream, err = f.x.stream(f.ctx, opts...)
+	}
 	if err == nil && !f.x.desc.ClientStreams {
 		if err = f.stream.SendMsg(f.x.request); errors.Is(err, io.EOF) {
 			err = nil // what is wrong RecvMsg says
@@ -166,7 +171,7 @@ func (f *flight) receive(m any) error {
 	if err == nil || errors.Is(err, io.EOF) && f.ended() {
 		return err
 	}
-	return f.x.finish(err)
+	return f.x.end(err)
 }
 
 // send sends a message of the stream's caller.
@@ -176,7 +181,7 @@ func (f *flight) send(m any) error {
 		return err
 	}
 	f.finished(err)
-	return f.x.finish(f.result())
+	return f.x.end(f.result())
 }
 
 func (f *flight) header() (metadata.MD, error) {
@@ -223,7 +228,7 @@ func (f *flight) finished(err error) {
 	current := f.x.current == f
 	f.x.mu.Unlock()
 	if current {
-		_ = f.x.finish(err)
+		_ = f.x.end(err)
 	}
 }
 
@@ -256,7 +261,7 @@ func (f *flight) settle(err error) {
 		return
 	}
 	f.outcome, f.err = f.judge(err, &end)
-	f.unsent = !end.sent
+	f.repeat = end.again(f.outcome, f.err, f.waits)
 	reportFrom(f.Lease(), now, f.answer.trailer)
 }
 
@@ -287,12 +292,12 @@ func (f *flight) note() error {
 
 // again reports whether nothing was sent and the call waits for a connection.
 func (f *flight) again() bool {
-	if f == nil || !f.x.opts.waits || f.x.ctx.Err() != nil {
+	if f == nil {
 		return false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.over && f.unsent && f.outcome.Retry == outcome.Always
+	return f.repeat
 }
 
 // Close ends an attempt that has lost.

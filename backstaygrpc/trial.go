@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -18,42 +19,70 @@ import (
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/outcome"
-	"github.com/backstay/backstay/propagate"
 )
+
+// terms are how the calls of a connection, or of an interceptor, are made.
+type terms struct {
+	service   string
+	classify  Classifier
+	hashKey   string // the key of metadata that policies hash by
+	propagate bool
+}
 
 // trials is what the attempts of one call have in common.
 type trials struct {
-	conn   *Conn
+	*terms
+	conn   *Conn           // nil for an interceptor, which has no nodes to choose from
 	name   string          // the method's full one
 	ctx    context.Context //nolint:containedctx // the caller's
 	method *method
 	opts   callOptions
-	call   backstay.Call
-	open   bool // the server may have nothing to say for long
+	frame  *call.Frame
+	call   backstay.Call // of a Conn
+	open   bool          // the server may have nothing to say for long
+
+	// How an interceptor goes on.
+	invoke func(ctx context.Context, request, reply any, opts ...grpc.CallOption) error
+	stream func(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStream, error)
 }
 
 // trial is one of them: a lease, a connection and a context.
 type trial struct {
 	balancer.Attempt
 	of     *trials
-	conn   *nodeConn
-	number int // from 1
+	frame  *call.Frame
+	index  int       // in the frame, where there is no lease
+	conn   *nodeConn // nil for an interceptor
+	number int       // from 1
 	start  time.Time
 	ctx    context.Context //nolint:containedctx // the attempt's own
 	cancel context.CancelFunc
 	over   bool
 }
 
+// finish ends the call, with what its caller gets.
+func (x *trials) finish(status int, err error) {
+	if x.conn != nil {
+		x.call.Finish(x.ctx, status, err)
+		return
+	}
+	x.frame.Finish(time.Now(), status, err)
+}
+
 // maxPasses bounds how many nodes without a connection are passed over for another.
 const maxPasses = 16
 
 // begin gets an attempt a node with a connection: within ctx, which is the attempt's.
-func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
+// Waits is whether it waits for one that is ready.
+func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial, waits bool) error {
 	c := x.conn
+	if c == nil {
+		return x.start(frame, t, nil, time.Now())
+	}
 	var unknown time.Time
 	pick := balancer.Call{Now: call.Now(frame), LatencyNeutral: x.open}
-	if c.hashKey != "" {
-		pick.Key = keyOf(ctx, c.hashKey)
+	if x.hashKey != "" {
+		pick.Key = keyOf(ctx, x.hashKey)
 	}
 	wait := newPause(ctx, frame)
 	defer wait.end()
@@ -61,7 +90,7 @@ func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 		err := c.b.Begin(ctx, frame, &pick, &t.Attempt)
 		switch {
 		case err == nil:
-		case x.opts.waits && (errors.Is(err, breaker.ErrOpen) || errors.Is(err, balancer.ErrNoNodes)):
+		case waits && (errors.Is(err, breaker.ErrOpen) || errors.Is(err, balancer.ErrNoNodes)):
 			if err := wait.pause(err); err != nil {
 				return err
 			}
@@ -78,7 +107,7 @@ func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 		}
 		last := slices.Contains(pick.Avoid, n) || passes == maxPasses // there is no other
 		switch {
-		case x.opts.waits:
+		case waits:
 			// A call that may wait for a node does not have it judged for that.
 			if conn.ready(wait.context()) {
 				return x.start(frame, t, conn, time.Now())
@@ -106,7 +135,7 @@ func (x *trials) begin(ctx context.Context, frame *call.Frame, t *trial) error {
 
 // start begins the attempt on the node that it has got.
 func (x *trials) start(frame *call.Frame, t *trial, conn *nodeConn, now time.Time) error {
-	t.of, t.conn, t.number, t.start = x, conn, max(frame.Number(), 1), now
+	t.of, t.frame, t.conn, t.number, t.start = x, frame, conn, max(frame.Number(), 1), now
 	return nil
 }
 
@@ -127,8 +156,9 @@ func (t *trial) unary(ctx context.Context, frame *call.Frame) {
 }
 
 // end ends the attempt with what grpc says of it, and returns the error as the caller
-// gets it. Again is whether nothing was sent and the call waits for a connection.
-func (t *trial) end(err error, a *answer) (again bool, _ error) {
+// gets it. Again is whether nothing was sent and the call waits for a connection, as it
+// says of itself (waits) or as is found out on the way to grpc.
+func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
 	t.over = true
 	end := attemptEnd{ctx: t.of.ctx, sent: a.peer.Addr != nil, trailer: a.trailer}
 	if err != nil && t.ctx.Err() != nil {
@@ -149,16 +179,53 @@ func (t *trial) end(err error, a *answer) (again bool, _ error) {
 	reportFrom(t.Lease(), now, a.trailer)
 	if err != nil {
 		t.Fail(now, o)
-		return t.of.opts.waits && !end.sent && o.Retry == outcome.Always && t.of.ctx.Err() == nil, err
+		return end.again(o, err, waits), err
 	}
 	o = t.Answered(now, a, http.StatusOK, o)
 	t.Done(now, o)
 	return false, nil
 }
 
+// Send notes in the frame that the attempt is being sent.
+func (t *trial) Send(now time.Time) {
+	if t.conn != nil {
+		t.Attempt.Send(now)
+		return
+	}
+	t.index = t.frame.Send(now, nil, "", "")
+}
+
+// Answered notes the header, or that there is none.
+func (t *trial) Answered(now time.Time, answer any, status int, o outcome.Outcome) outcome.Outcome {
+	if t.conn != nil {
+		return t.Attempt.Answered(now, answer, status, o)
+	}
+	t.frame.Answered(now, t.index, answer, status, o)
+	return o
+}
+
+// Fail ends an attempt that came to nothing but an error.
+func (t *trial) Fail(now time.Time, o outcome.Outcome) {
+	if t.conn != nil {
+		t.Attempt.Fail(now, o)
+		return
+	}
+	t.frame.Answered(now, t.index, nil, 0, o)
+	t.frame.Ended(now, t.index, o)
+}
+
+// Done ends an attempt that has been answered.
+func (t *trial) Done(now time.Time, o outcome.Outcome) {
+	if t.conn != nil {
+		t.Attempt.Done(now, o)
+		return
+	}
+	t.frame.Ended(now, t.index, o)
+}
+
 // judge returns how the attempt ended, and the error as the caller gets it.
 func (t *trial) judge(err error, end *attemptEnd) (outcome.Outcome, error) {
-	o, err := t.of.conn.classify.judge(err, end)
+	o, err := t.of.classify.judge(err, end)
 	if most := t.of.opts.attempts; most > 0 && t.number >= most {
 		o.Retry = outcome.Never
 	}
@@ -180,7 +247,7 @@ func (t *trial) abort() {
 
 // outgoing returns the attempt's context: ctx, with what the server is told.
 func (x *trials) outgoing(ctx context.Context, number int) context.Context {
-	if number <= 1 && !x.conn.propagate {
+	if number <= 1 && !x.propagate {
 		return ctx
 	}
 	md, _ := metadata.FromOutgoingContext(ctx) // a copy
@@ -190,11 +257,8 @@ func (x *trials) outgoing(ctx context.Context, number int) context.Context {
 	if number > 1 {
 		md.Set(attemptsKey, strconv.Itoa(number-1)) // gRFC A6
 	}
-	if x.conn.propagate {
-		md.Set(propagate.AttemptHeader, strconv.Itoa(number))
-		if call.InboundOf(ctx).Final() {
-			md.Set(retryKey, retryNo)
-		}
+	if x.propagate {
+		tell(ctx, md, number)
 	}
 	return metadata.NewOutgoingContext(ctx, md)
 }

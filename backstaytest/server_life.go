@@ -3,6 +3,7 @@ package backstaytest
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -165,6 +166,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	err := p.http.Shutdown(ctx)
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // the listener's: it has been closed already, and net/http may not know yet
+	}
 	s.end(p)
 	select {
 	case <-p.active.none():

@@ -32,9 +32,11 @@ import (
 type Attempt struct {
 	lease Lease
 	frame *call.Frame
-	aim   aimed
 	index int
-	sent  bool
+
+	subset string
+	only   bool // on a node that the call has named
+	sent   bool
 }
 
 // Begin takes the lease for an attempt of frame's call, which may be nil: on a node
@@ -61,7 +63,7 @@ func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Att
 	if b.pinned {
 		c.pin(b, pinsOf(ctx))
 	}
-	a.aim = aimed{subset: c.Subset, only: c.Node != ""}
+	a.subset, a.only = c.Subset, c.Node != ""
 	if b.current.Load() == nil { // the first endpoints may be waited for
 		if deadline := frame.Deadline(); !deadline.IsZero() {
 			var cancel context.CancelFunc
@@ -148,7 +150,21 @@ func (a *Attempt) Fail(now time.Time, o outcome.Outcome) {
 	now = clock.Or(now)
 	o = a.Answered(now, nil, 0, o)
 	a.Done(now, o)
-	a.frame.SetOthers(b.untried(a.frame, a.aim))
+	a.frame.SetOthers(!a.only && b.untried(a.frame, a.subset))
+}
+
+// untried reports whether there is a node in a subset that the call has not been sent
+// to.
+func (b *Balancer) untried(frame *call.Frame, subset string) bool {
+	s := b.current.Load()
+	if s == nil {
+		return false
+	}
+	if b.cfg.Subsets[subset].Strict {
+		s = s.subsets[subset]
+	}
+	fresh := func(n *Node) bool { return !frame.Tried(n) }
+	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
 }
 
 // Done gives the lease back at the end of the answer: see [Lease.Done]. A later call

@@ -105,7 +105,6 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 	c.Now, c.Avoid, c.LatencyNeutral = call.Now(frame), b.tried(frame), frame.LatencyNeutral()
 	if !direct { // else nobody can tell the nodes apart
 		l.aim(&c, req, frame.Subset())
-		x.aim.subset, x.aim.only = c.Subset, c.Node != ""
 	}
 	ctx := req.Context()
 	if b.current.Load() == nil { // the first endpoints may be waited for
@@ -157,16 +156,14 @@ func (b *Balancer) tried(frame *call.Frame) []*Node {
 
 // untried reports whether there is a node for this call that it has not been sent
 // to.
-func (b *Balancer) untried(frame *call.Frame, c aimed) bool {
-	s := b.current.Load()
-	if s == nil || c.only {
-		return false
+func (l *transport) untried(b *Balancer, req *http.Request, frame *call.Frame) bool {
+	var c Call
+	if b == l.b { // else the service is one node
+		if l.aim(&c, req, frame.Subset()); c.Node != "" {
+			return false // only that one will do
+		}
 	}
-	if b.cfg.Subsets[c.subset].Strict {
-		s = s.subsets[c.subset]
-	}
-	fresh := func(n *Node) bool { return !frame.Tried(n) }
-	return slices.ContainsFunc(s.eligible, fresh) || slices.ContainsFunc(s.standby, fresh)
+	return b.untried(frame, c.Subset)
 }
 
 // URLError is why a request cannot be sent at all.
@@ -322,14 +319,7 @@ type exchange struct {
 	req   *http.Request
 	out   http.Request // the attempt's own copy
 	lease Lease
-	index int   // the attempt's, in the frame
-	aim   aimed // where the call was to go
-}
-
-// aimed is where a call was to go.
-type aimed struct {
-	subset string
-	only   bool // to a node that it named
+	index int // the attempt's, in the frame
 }
 
 // untilCanceled returns a context that also ends when Request.Cancel is closed.
@@ -389,6 +379,9 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		ctx = call.Carry(ctx, x.frame)
 	}
 	x.Start(ctx, now, &limits)
+	if l.template != nil {
+		x.Direct()
+	}
 	out := x.Request(&x.out, req)
 	rt := l.Next
 	var c *conn
@@ -444,7 +437,7 @@ func (x *exchange) fail(err error) error {
 	x.lease.Done(now, o)
 	x.frame.Answered(now, x.index, nil, 0, o)
 	x.frame.Ended(now, x.index, o)
-	x.frame.SetOthers(x.lease.owner.untried(x.frame, x.aim))
+	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
 	return err
 }
 

@@ -82,60 +82,95 @@ type Limits struct {
 // to the goroutine that makes the attempt.
 type Attempt struct {
 	parent context.Context //nolint:containedctx // it becomes a context
-	start  time.Time
-	// from is when the attempt's timeout began to run, as the time since start:
-	// Start, Restart or the last progress of the upload.
+	watch  *Watch          // whose timer it is; nil: rare.timer
+	limits limits
+
+	start int64 // by clock.Nanos; all other times are those since start
+	// from is when the attempt's timeout began to run: Start, Restart or the last
+	// progress of the upload.
 	from atomic.Int64
+	// awaiting is when the Read of the response's body that is under way began; 0 if
+	// there is none.
+	awaiting atomic.Int64
 	// reading counts the Reads of the request's body under way: then it is the
 	// caller that keeps us waiting.
-	reading  atomic.Int32
-	made     atomic.Bool // inner and cancel are set and will not change
-	answered atomic.Bool // the headers are here: the attempt's timeout counts no more
-	// awaiting is when the Read of the response's body that is under way began, as
-	// the time since start; 0 if there is none.
-	awaiting atomic.Int64
-	ended    atomic.Uint32 // finished and released
-	bounded  bool          // the attempt was started with limits
+	reading atomic.Int32
+	verdict atomic.Uint32 // what came first, the headers or the attempt's timeout
+	state   atomic.Uint32 // finished and what follows it
+	bounded bool          // the attempt was started with limits
+	direct  bool          // see Direct
+
+	// Guarded by mu.
+	closed, disowned bool  // the context has ended; child has been taken back
+	place            place // in watch
 
 	mu      sync.Mutex
-	limits  limits
-	timer   *time.Timer
 	timeout *outcome.TimeoutError // our bound that ended the attempt
-	bodyErr error                 // what the caller's body failed with
-	cause   error                 // what Cancel was given
-
-	inner  context.Context //nolint:containedctx // it is what the attempt's context stands for
-	cancel context.CancelCauseFunc
-
-	watch          *Watch   // instead of timer; may be nil
-	next, previous *Attempt // guarded by watch.mu, as is watched
-	watched        bool     // is in watch's list
+	done    chan struct{}         // of a direct attempt
+	child   func()                // and what package context wants called at its end
+	rare    *rare
 
 	body  io.ReadCloser // the response's
 	ender Ender
 }
 
-// The bits of Attempt.ended. A body that comes to its end sets both at once.
+// rare is what attempts over an *http.Transport mostly do not need.
+type rare struct {
+	timer   *time.Timer
+	bodyErr error           // what the caller's body failed with
+	cause   error           // what Cancel was given
+	real    context.Context //nolint:containedctx // it is what the attempt's context stands for
+	cancel  context.CancelCauseFunc
+
+	leave    func() bool          // ends the wait for the end of a direct attempt's parent
+	children map[*func()]struct{} // besides Attempt.child
+}
+
+// more returns what the attempt has of the rare things. The caller holds the lock.
+func (a *Attempt) more() *rare {
+	if a.rare == nil {
+		a.rare = new(rare)
+	}
+	return a.rare
+}
+
+// The values of Attempt.verdict.
+const (
+	open uint32 = iota
+	answered
+	timedOut
+)
+
+// The bits of Attempt.state. A body that comes to its end sets the first two at once.
 const (
 	finished uint32 = 1 << iota // the body has come to its end, or Close has begun
 	released                    // the attempt is over
+	made                        // there is a context, and so somebody may be waiting
+	told                        // rare.real is there and will not change
 )
+
+// is reports whether the attempt is in that state.
+func (a *Attempt) is(state uint32) bool { return a.state.Load()&state != 0 }
 
 // limits are Limits since the attempt's start; 0 is none.
 type limits struct{ attempt, call, deadline, idle time.Duration }
 
-func (l limits) none() bool { return l.attempt == 0 && l.deadline == 0 && l.idle == 0 }
+func (l *limits) none() bool { return l.attempt == 0 && l.deadline == 0 && l.idle == 0 }
 
 // Start begins the attempt under the caller's context. A zero now is the
 // present. Nothing is armed until somebody waits for the context's end.
 func (a *Attempt) Start(parent context.Context, now time.Time, l *Limits) {
-	a.parent, a.start, a.watch = parent, clock.Or(now), l.Watch
+	now = clock.Or(now)
+	a.parent, a.start, a.watch = parent, clock.Nanos(now), l.Watch
 	a.limits.attempt, a.limits.call, a.limits.idle = max(l.Attempt, 0), l.Call, max(l.BodyIdle, 0)
 	if !l.Deadline.IsZero() {
-		a.limits.deadline = max(l.Deadline.Sub(a.start), 1)
+		a.limits.deadline = max(l.Deadline.Sub(now), 1)
 	}
 	a.bounded = !a.limits.none()
 }
+
+// passed returns how long ago the attempt started.
+func (a *Attempt) passed() time.Duration { return time.Duration(clock.Present() - a.start) }
 
 // Cancelable has the attempt's context end by [Attempt.Cancel] too. It is called
 // after Start and before anything else.
@@ -145,37 +180,32 @@ func (a *Attempt) Cancelable() { a.bounded = true }
 // may be called by any goroutine, at any time.
 func (a *Attempt) Cancel(cause error) {
 	a.mu.Lock()
-	if a.cause == nil {
-		a.cause = cause
+	if rare := a.more(); rare.cause == nil && !a.is(released) {
+		rare.cause = cause
 	}
-	made := a.made.Load()
 	a.mu.Unlock()
-	if made { // else whoever makes a context sees the cause
-		a.cancel(cause)
+	if a.is(made) { // else whoever makes a context sees the cause
+		a.end(cause)
 	}
 }
 
 // Restart starts the attempt's timeout again, for when the request is really
 // sent some time after Start.
 func (a *Attempt) Restart(now time.Time) {
-	a.from.Store(int64(clock.Or(now).Sub(a.start)))
+	a.from.Store(clock.Nanos(clock.Or(now)) - a.start)
 }
 
 // Headers tells that the response's headers are here: from now on only the
-// call's deadline and the body's idle timeout count. It returns the timeout's error if the attempt's time
-// was up first: then the context has ended, the response is of no use, and the
-// caller closes it.
+// call's deadline and the body's idle timeout count. It returns the timeout's error
+// if the attempt's time was up first: then the context has ended, the response is of
+// no use, and the caller closes it.
 func (a *Attempt) Headers() error {
-	a.answered.Store(true)
-	if !a.made.Load() {
-		return nil // no timer, and whoever makes one sees that there is an answer
+	first := a.verdict.CompareAndSwap(open, answered)
+	if !a.is(made) || first && a.limits.deadline == 0 && a.limits.idle == 0 {
+		return nil // whatever timer there is finds that out by itself
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.limits.attempt = 0
-	if a.timer != nil && a.limits.none() {
-		a.timer.Stop() // else it finds out by itself when it fires
-	}
 	if a.timeout != nil {
 		return a.timeout
 	}
@@ -190,7 +220,10 @@ func (a *Attempt) Error(err error) error {
 		return nil
 	}
 	a.mu.Lock()
-	timeout, bodyErr := a.timeout, a.bodyErr
+	timeout, bodyErr := a.timeout, error(nil)
+	if a.rare != nil {
+		bodyErr = a.rare.bodyErr
+	}
 	a.mu.Unlock()
 	switch {
 	case timeout != nil:
@@ -208,34 +241,25 @@ func (a *Attempt) Error(err error) error {
 // to hand on; a wrapped body does it by itself. It may be called at any time and
 // more than once.
 func (a *Attempt) End() {
-	a.ended.Or(released)
+	a.state.Or(released)
 	a.release()
 }
 
 func (a *Attempt) release() {
-	if !a.made.Load() {
-		return // whoever makes a context sees that it is over
+	if a.is(made) { // else whoever makes a context sees that it is over
+		a.end(nil)
 	}
-	a.mu.Lock()
-	switch {
-	case a.watch != nil:
-		a.watch.remove(a)
-	case a.timer != nil:
-		a.timer.Stop()
-	}
-	a.mu.Unlock()
-	a.cancel(nil)
 }
 
 // left returns how far away the nearer bound is and which one it is: nil for
-// none. The caller holds the lock.
-func (a *Attempt) left(now time.Time) (time.Duration, error) {
+// none.
+func (a *Attempt) left(passed time.Duration) (time.Duration, error) {
 	var (
 		left time.Duration
 		kind error
 	)
-	passed := now.Sub(a.start)
-	if a.limits.attempt > 0 && !a.answered.Load() {
+	waiting := a.verdict.Load() == open
+	if a.limits.attempt > 0 && waiting {
 		left, kind = a.limits.attempt, outcome.ErrAttemptTimeout
 		if a.reading.Load() == 0 {
 			left -= passed - time.Duration(a.from.Load())
@@ -246,7 +270,7 @@ func (a *Attempt) left(now time.Time) (time.Duration, error) {
 			left, kind = d, outcome.ErrCallTimeout
 		}
 	}
-	if a.limits.idle > 0 && a.answered.Load() {
+	if a.limits.idle > 0 && !waiting {
 		d := a.limits.idle // from now on, if nobody reads: then the timer only looks again
 		if since := a.awaiting.Load(); since > 0 {
 			d -= passed - time.Duration(since)
@@ -259,30 +283,28 @@ func (a *Attempt) left(now time.Time) (time.Duration, error) {
 }
 
 // check ends the attempt if a bound has passed, and else sets the timer to the
-// next one. The inner context has been made.
+// next one. There is a context.
 func (a *Attempt) check() {
-	now := clock.Now()
-	if deadline, ok := a.parent.Deadline(); a.parent.Err() != nil || ok && !now.Before(deadline) {
+	passed := a.passed()
+	if deadline, ok := a.parent.Deadline(); a.parent.Err() != nil || ok && a.start+int64(passed) >= clock.Nanos(deadline) {
 		return // the caller was first, if only by a hair: its own timer ends this
 	}
 	a.mu.Lock()
-	left, kind := a.left(now)
-	if a.ended.Load()&released != 0 || kind == nil || a.timeout != nil {
+	left, kind := a.left(passed)
+	if a.closed || a.is(released) || kind == nil || a.timeout != nil {
 		a.mu.Unlock()
 		return
 	}
 	if left > 0 {
 		// The bound has moved since the timer was set: a part of the upload
 		// went out, or the headers arrived.
-		switch {
-		case a.watch != nil:
-			a.watch.add(a, now, left)
-		case a.timer == nil:
-			a.timer = time.AfterFunc(left, a.check)
-		default:
-			a.timer.Reset(left)
-		}
+		a.arm(passed + left)
 		a.mu.Unlock()
+		return
+	}
+	if errors.Is(kind, outcome.ErrAttemptTimeout) && !a.verdict.CompareAndSwap(open, timedOut) {
+		a.mu.Unlock()
+		a.check() // the headers were first, if only by a hair
 		return
 	}
 	timeout := &outcome.TimeoutError{Kind: kind, After: a.limits.attempt}
@@ -296,5 +318,23 @@ func (a *Attempt) check() {
 	}
 	a.timeout = timeout
 	a.mu.Unlock()
-	a.cancel(timeout)
+	a.end(timeout)
+}
+
+// arm has the attempt looked at again at a time since its start. The caller holds the
+// lock.
+func (a *Attempt) arm(at time.Duration) {
+	if w := a.watch; w != nil {
+		if a.place == 0 {
+			a.place = w.add(a)
+		}
+		w.by(a.start + int64(at))
+		return
+	}
+	left := at - a.passed()
+	if rare := a.more(); rare.timer == nil {
+		rare.timer = time.AfterFunc(left, a.check)
+	} else {
+		rare.timer.Reset(left)
+	}
 }

@@ -26,6 +26,21 @@ func start(ctx context.Context, l attempt.Limits) *attempt.Attempt {
 	return a
 }
 
+type startFunc func(context.Context, attempt.Limits) *attempt.Attempt
+
+// kinds runs a test with either kind of context.
+func kinds(t *testing.T, test func(*testing.T, startFunc)) {
+	t.Helper()
+	t.Run("for anybody", func(t *testing.T) { test(t, start) })
+	t.Run("for an http.Transport", func(t *testing.T) {
+		test(t, func(ctx context.Context, l attempt.Limits) *attempt.Attempt {
+			a := start(ctx, l)
+			a.Direct()
+			return a
+		})
+	})
+}
+
 // requireTimeout checks that err is our timeout of that kind and length.
 func requireTimeout(t *testing.T, err, kind error, after time.Duration) {
 	t.Helper()
@@ -44,158 +59,174 @@ func TestWithoutLimitsTheContextIsTheCallersOwn(t *testing.T) {
 }
 
 func TestAttemptTimeoutEndsTheContextWithItsCause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		ctx := a.Context()
-		require.NoError(t, ctx.Err())
-		<-ctx.Done()
-		require.Equal(t, time.Second, time.Since(begin))
-		require.ErrorIs(t, ctx.Err(), context.Canceled)
-		requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
-		requireTimeout(t, a.Error(errBoom), outcome.ErrAttemptTimeout, time.Second)
-		require.NoError(t, a.Error(nil))
-		requireTimeout(t, a.Headers(), outcome.ErrAttemptTimeout, time.Second)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			ctx := a.Context()
+			require.NoError(t, ctx.Err())
+			<-ctx.Done()
+			require.Equal(t, time.Second, time.Since(begin))
+			require.ErrorIs(t, ctx.Err(), context.Canceled)
+			requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
+			requireTimeout(t, a.Error(errBoom), outcome.ErrAttemptTimeout, time.Second)
+			require.NoError(t, a.Error(nil))
+			requireTimeout(t, a.Headers(), outcome.ErrAttemptTimeout, time.Second)
+		})
 	})
 }
 
 func TestCallDeadlineNearerThanTheAttemptTimeoutIsNamed(t *testing.T) {
-	for _, test := range []struct {
-		name  string
-		call  time.Duration
-		after time.Duration
-	}{
-		{"with the call's timeout given", 5 * time.Second, 5 * time.Second},
-		{"without, what was left", 0, 300 * time.Millisecond},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				begin := time.Now()
-				a := start(t.Context(), attempt.Limits{
-					Attempt: time.Second, Call: test.call, Deadline: begin.Add(300 * time.Millisecond),
+	kinds(t, func(t *testing.T, start startFunc) {
+		for _, test := range []struct {
+			name  string
+			call  time.Duration
+			after time.Duration
+		}{
+			{"with the call's timeout given", 5 * time.Second, 5 * time.Second},
+			{"without, what was left", 0, 300 * time.Millisecond},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					begin := time.Now()
+					a := start(t.Context(), attempt.Limits{
+						Attempt: time.Second, Call: test.call, Deadline: begin.Add(300 * time.Millisecond),
+					})
+					defer a.End()
+					<-a.Context().Done()
+					require.Equal(t, 300*time.Millisecond, time.Since(begin))
+					requireTimeout(t, a.Error(context.Canceled), outcome.ErrCallTimeout, test.after)
 				})
-				defer a.End()
-				<-a.Context().Done()
-				require.Equal(t, 300*time.Millisecond, time.Since(begin))
-				requireTimeout(t, a.Error(context.Canceled), outcome.ErrCallTimeout, test.after)
 			})
-		})
-	}
+		}
+	})
 }
 
 func TestContextThatNobodyWaitsForComparesTheClock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		ctx := a.Context()
-		time.Sleep(time.Second - 1)
-		require.NoError(t, ctx.Err())
-		time.Sleep(1)
-		require.ErrorIs(t, ctx.Err(), context.Canceled)
-		requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
-		<-ctx.Done()
-		a.End()
-		requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			ctx := a.Context()
+			time.Sleep(time.Second - 1)
+			require.NoError(t, ctx.Err())
+			time.Sleep(1)
+			require.ErrorIs(t, ctx.Err(), context.Canceled)
+			requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
+			<-ctx.Done()
+			a.End()
+			requireTimeout(t, context.Cause(ctx), outcome.ErrAttemptTimeout, time.Second)
+		})
 	})
 }
 
 func TestContextReportsTheCallersDeadlineNotOurs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := attempt.Limits{Attempt: time.Second, Deadline: time.Now().Add(2 * time.Second)}
-		a := start(t.Context(), l)
-		_, ok := a.Context().Deadline()
-		require.False(t, ok)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			l := attempt.Limits{Attempt: time.Second, Deadline: time.Now().Add(2 * time.Second)}
+			a := start(t.Context(), l)
+			_, ok := a.Context().Deadline()
+			require.False(t, ok)
 
-		parent, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		a = start(parent, l)
-		defer a.End()
-		want, _ := parent.Deadline()
-		got, ok := a.Context().Deadline()
-		require.True(t, ok)
-		require.Equal(t, want, got)
-		child, cancelChild := context.WithCancel(a.Context())
-		defer cancelChild()
-		got, _ = child.Deadline()
-		require.Equal(t, want, got)
+			parent, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			a = start(parent, l)
+			defer a.End()
+			want, _ := parent.Deadline()
+			got, ok := a.Context().Deadline()
+			require.True(t, ok)
+			require.Equal(t, want, got)
+			child, cancelChild := context.WithCancel(a.Context())
+			defer cancelChild()
+			got, _ = child.Deadline()
+			require.Equal(t, want, got)
+		})
 	})
 }
 
 // The caller's own deadline is not our timeout, even if it clips the attempt.
 func TestCallersEndIsPassedOnAsItIs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		parent, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		a := start(parent, attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		ctx := a.Context()
-		<-ctx.Done()
-		time.Sleep(time.Minute)
-		require.Equal(t, context.DeadlineExceeded, ctx.Err())
-		require.Equal(t, errBoom, a.Error(errBoom))
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			parent, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			a := start(parent, attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			ctx := a.Context()
+			<-ctx.Done()
+			time.Sleep(time.Minute)
+			require.Equal(t, context.DeadlineExceeded, ctx.Err())
+			require.Equal(t, errBoom, a.Error(errBoom))
 
-		parent2, cancel2 := context.WithCancelCause(t.Context())
-		a2 := start(parent2, attempt.Limits{Attempt: time.Second})
-		defer a2.End()
-		cancel2(errBoom)
-		require.Equal(t, context.Canceled, a2.Context().Err())
-		require.Equal(t, errBoom, context.Cause(a2.Context()))
-		time.Sleep(time.Minute)
-		require.Equal(t, errBoom, a2.Error(errBoom))
+			parent2, cancel2 := context.WithCancelCause(t.Context())
+			a2 := start(parent2, attempt.Limits{Attempt: time.Second})
+			defer a2.End()
+			cancel2(errBoom)
+			require.Equal(t, context.Canceled, a2.Context().Err())
+			require.Equal(t, errBoom, context.Cause(a2.Context()))
+			time.Sleep(time.Minute)
+			require.Equal(t, errBoom, a2.Error(errBoom))
+		})
 	})
 }
 
 func TestRestartBeginsTheTimeoutAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		done := a.Context().Done()
-		time.Sleep(900 * time.Millisecond)
-		a.Restart(time.Time{})
-		<-done
-		require.Equal(t, 1900*time.Millisecond, time.Since(begin))
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			done := a.Context().Done()
+			time.Sleep(900 * time.Millisecond)
+			a.Restart(time.Time{})
+			<-done
+			require.Equal(t, 1900*time.Millisecond, time.Since(begin))
+		})
 	})
 }
 
 func TestHeadersEndTheAttemptTimeoutButNotTheCalls(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second, Deadline: begin.Add(time.Minute)})
-		defer a.End()
-		done := a.Context().Done()
-		time.Sleep(900 * time.Millisecond)
-		require.NoError(t, a.Headers())
-		<-done
-		require.Equal(t, time.Minute, time.Since(begin))
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second, Deadline: begin.Add(time.Minute)})
+			defer a.End()
+			done := a.Context().Done()
+			time.Sleep(900 * time.Millisecond)
+			require.NoError(t, a.Headers())
+			<-done
+			require.Equal(t, time.Minute, time.Since(begin))
 
-		a = start(t.Context(), attempt.Limits{Attempt: time.Second})
-		ctx := a.Context()
-		done = ctx.Done()
-		require.NoError(t, a.Headers())
-		time.Sleep(time.Hour)
-		require.NoError(t, ctx.Err())
-		a.End()
-		<-done
+			a = start(t.Context(), attempt.Limits{Attempt: time.Second})
+			ctx := a.Context()
+			done = ctx.Done()
+			require.NoError(t, a.Headers())
+			time.Sleep(time.Hour)
+			require.NoError(t, ctx.Err())
+			a.End()
+			<-done
+		})
 	})
 }
 
 func TestEndReleasesOnceAndForGood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, waited := range []bool{false, true} {
-			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-			ctx := a.Context()
-			if waited {
-				ctx.Done()
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			for _, waited := range []bool{false, true} {
+				a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+				ctx := a.Context()
+				if waited {
+					ctx.Done()
+				}
+				a.End()
+				a.End()
+				require.Equal(t, context.Canceled, ctx.Err())
+				<-ctx.Done()
+				time.Sleep(time.Minute)
+				require.Equal(t, context.Canceled, context.Cause(ctx))
+				require.Equal(t, errBoom, a.Error(errBoom), "an attempt that was over cannot time out")
 			}
-			a.End()
-			a.End()
-			require.Equal(t, context.Canceled, ctx.Err())
-			<-ctx.Done()
-			time.Sleep(time.Minute)
-			require.Equal(t, context.Canceled, context.Cause(ctx))
-			require.Equal(t, errBoom, a.Error(errBoom), "an attempt that was over cannot time out")
-		}
+		})
 	})
 }
 
@@ -219,43 +250,45 @@ func (p *parent) AfterFunc(func()) func() bool {
 }
 
 func TestDerivedContextsAreReleasedFromALongLivedParent(t *testing.T) {
-	ends := map[string]func(a *attempt.Attempt){
-		"error": func(a *attempt.Attempt) { a.End() },
-		"EOF": func(a *attempt.Attempt) {
-			_, err := io.ReadAll(a.Wrap(io.NopCloser(strings.NewReader("x")), nil))
-			require.NoError(t, err)
-		},
-		"close": func(a *attempt.Attempt) {
-			require.NoError(t, a.Wrap(io.NopCloser(strings.NewReader("x")), nil).Close())
-		},
-		"no body": func(a *attempt.Attempt) { a.Wrap(nil, nil) },
-		"panic": func(a *attempt.Attempt) {
-			defer func() { require.NotNil(t, recover()) }()
-			defer a.End()
-			panic("transport")
-		},
-		"goexit": func(a *attempt.Attempt) {
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
+	kinds(t, func(t *testing.T, start startFunc) {
+		ends := map[string]func(a *attempt.Attempt){
+			"error": func(a *attempt.Attempt) { a.End() },
+			"EOF": func(a *attempt.Attempt) {
+				_, err := io.ReadAll(a.Wrap(io.NopCloser(strings.NewReader("x")), nil))
+				require.NoError(t, err)
+			},
+			"close": func(a *attempt.Attempt) {
+				require.NoError(t, a.Wrap(io.NopCloser(strings.NewReader("x")), nil).Close())
+			},
+			"no body": func(a *attempt.Attempt) { a.Wrap(nil, nil) },
+			"panic": func(a *attempt.Attempt) {
+				defer func() { require.NotNil(t, recover()) }()
 				defer a.End()
-				runtime.Goexit()
-			}()
-			<-done
-		},
-	}
-	for name, end := range ends {
-		t.Run(name, func(t *testing.T) {
-			p := &parent{Context: context.Background(), done: make(chan struct{})}
-			for range 1000 {
-				a := start(p, attempt.Limits{Attempt: time.Hour})
-				a.Context().Done()
-				require.EqualValues(t, 1, p.children.Load())
-				end(a)
-				require.Zero(t, p.children.Load())
-			}
-		})
-	}
+				panic("transport")
+			},
+			"goexit": func(a *attempt.Attempt) {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					defer a.End()
+					runtime.Goexit()
+				}()
+				<-done
+			},
+		}
+		for name, end := range ends {
+			t.Run(name, func(t *testing.T) {
+				p := &parent{Context: context.Background(), done: make(chan struct{})}
+				for range 1000 {
+					a := start(p, attempt.Limits{Attempt: time.Hour})
+					a.Context().Done()
+					require.EqualValues(t, 1, p.children.Load())
+					end(a)
+					require.Zero(t, p.children.Load())
+				}
+			})
+		}
+	})
 }
 
 func TestChildrenNeedNoGoroutine(t *testing.T) {
@@ -276,23 +309,27 @@ func TestChildrenNeedNoGoroutine(t *testing.T) {
 }
 
 func TestChildrenSeeTheTimeoutAsTheirCause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		child, cancel := context.WithTimeout(a.Context(), time.Minute)
-		defer cancel()
-		<-child.Done()
-		requireTimeout(t, context.Cause(child), outcome.ErrAttemptTimeout, time.Second)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			child, cancel := context.WithTimeout(a.Context(), time.Minute)
+			defer cancel()
+			<-child.Done()
+			requireTimeout(t, context.Cause(child), outcome.ErrAttemptTimeout, time.Second)
+		})
 	})
 }
 
 func TestValuesAreTheCallers(t *testing.T) {
-	key := new(int)
-	a := start(context.WithValue(t.Context(), key, "v"), attempt.Limits{Attempt: time.Hour})
-	defer a.End()
-	require.Equal(t, "v", a.Context().Value(key))
-	a.Context().Done()
-	require.Equal(t, "v", a.Context().Value(key))
+	kinds(t, func(t *testing.T, start startFunc) {
+		key := new(int)
+		a := start(context.WithValue(t.Context(), key, "v"), attempt.Limits{Attempt: time.Hour})
+		defer a.End()
+		require.Equal(t, "v", a.Context().Value(key))
+		a.Context().Done()
+		require.Equal(t, "v", a.Context().Value(key))
+	})
 }
 
 func TestUnwatchedAttemptIsOneAllocation(t *testing.T) {

@@ -33,69 +33,77 @@ func (s *scripted) Close() error {
 }
 
 func TestUploadInProgressRearmsTheAttemptTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		up := a.Body(io.NopCloser(strings.NewReader(strings.Repeat("x", 10))))
-		ctx := a.Context()
-		done := ctx.Done()
-		for range 10 {
-			time.Sleep(900 * time.Millisecond) // a slow peer takes a byte at a time
-			_, err := up.Read(make([]byte, 1))
-			require.NoError(t, err)
-			require.NoError(t, ctx.Err())
-		}
-		<-done
-		require.Equal(t, 10*time.Second, time.Since(begin), "the timeout runs from the last byte read")
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			up := a.Body(io.NopCloser(strings.NewReader(strings.Repeat("x", 10))))
+			ctx := a.Context()
+			done := ctx.Done()
+			for range 10 {
+				time.Sleep(900 * time.Millisecond) // a slow peer takes a byte at a time
+				_, err := up.Read(make([]byte, 1))
+				require.NoError(t, err)
+				require.NoError(t, ctx.Err())
+			}
+			<-done
+			require.Equal(t, 10*time.Second, time.Since(begin), "the timeout runs from the last byte read")
+		})
 	})
 }
 
 func TestPeerThatTakesNothingOfTheUploadTimesOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		a.Body(io.NopCloser(strings.NewReader("x")))
-		<-a.Context().Done()
-		require.Equal(t, time.Second, time.Since(begin))
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			a.Body(io.NopCloser(strings.NewReader("x")))
+			<-a.Context().Done()
+			require.Equal(t, time.Second, time.Since(begin))
+		})
 	})
 }
 
 // While the caller's own reader blocks, it is not the peer that is slow.
 func TestSlowBodyOfTheCallerDoesNotTimeOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := start(t.Context(), attempt.Limits{Attempt: time.Second})
-		defer a.End()
-		ctx := a.Context()
-		ctx.Done()
-		up := a.Body(&scripted{read: func([]byte) (int, error) {
-			time.Sleep(time.Minute)
-			return 0, io.EOF
-		}})
-		_, _ = up.Read(nil)
-		require.NoError(t, ctx.Err())
-		begin := time.Now()
-		<-ctx.Done()
-		require.LessOrEqual(t, time.Since(begin), time.Second)
-		requireTimeout(t, a.Error(errBoom), outcome.ErrAttemptTimeout, time.Second)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			a := start(t.Context(), attempt.Limits{Attempt: time.Second})
+			defer a.End()
+			ctx := a.Context()
+			ctx.Done()
+			up := a.Body(&scripted{read: func([]byte) (int, error) {
+				time.Sleep(time.Minute)
+				return 0, io.EOF
+			}})
+			_, _ = up.Read(nil)
+			require.NoError(t, ctx.Err())
+			begin := time.Now()
+			<-ctx.Done()
+			require.LessOrEqual(t, time.Since(begin), time.Second)
+			requireTimeout(t, a.Error(errBoom), outcome.ErrAttemptTimeout, time.Second)
+		})
 	})
 }
 
 func TestCallDeadlineDoesNotWaitForTheCallersBody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		begin := time.Now()
-		a := start(t.Context(), attempt.Limits{Attempt: time.Hour, Deadline: begin.Add(time.Second)})
-		defer a.End()
-		up := a.Body(&scripted{read: func([]byte) (int, error) {
-			time.Sleep(time.Minute)
-			return 0, io.EOF
-		}})
-		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = up.Read(nil) })
-		<-a.Context().Done()
-		require.Equal(t, time.Second, time.Since(begin))
-		wg.Wait()
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			a := start(t.Context(), attempt.Limits{Attempt: time.Hour, Deadline: begin.Add(time.Second)})
+			defer a.End()
+			up := a.Body(&scripted{read: func([]byte) (int, error) {
+				time.Sleep(time.Minute)
+				return 0, io.EOF
+			}})
+			var wg sync.WaitGroup
+			wg.Go(func() { _, _ = up.Read(nil) })
+			<-a.Context().Done()
+			require.Equal(t, time.Second, time.Since(begin))
+			wg.Wait()
+		})
 	})
 }
 
@@ -180,57 +188,59 @@ func TestRequestIsCopiedAndItsBodiesAreWatched(t *testing.T) {
 }
 
 func TestBodyEndsExactlyOnce(t *testing.T) {
-	limits := attempt.Limits{Attempt: time.Hour}
-	t.Run("at EOF", func(t *testing.T) {
-		a, e := start(t.Context(), limits), new(ends)
-		down := a.Wrap(io.NopCloser(strings.NewReader("hello")), e)
-		text, err := io.ReadAll(down)
-		require.NoError(t, err)
-		require.Equal(t, "hello", string(text))
-		_, err = down.Read(nil)
-		require.Equal(t, io.EOF, err)
-		require.NoError(t, down.Close())
-		require.NoError(t, down.Close())
-		require.Equal(t, []error{nil}, e.all())
-		require.Error(t, a.Context().Err())
-	})
-	t.Run("at Close", func(t *testing.T) {
-		a, e := start(t.Context(), limits), new(ends)
-		live := false
-		down := a.Wrap(&scripted{
-			read:  func([]byte) (int, error) { return 0, errBoom },
-			close: func() error { live = a.Context().Err() == nil; return errBoom },
-		}, e)
-		require.ErrorIs(t, down.Close(), errBoom)
-		require.True(t, live, "the context outlives the transport's Close")
-		_, err := down.Read(nil)
-		require.ErrorIs(t, err, errBoom)
-		require.Equal(t, []error{attempt.ErrClosed}, e.all())
-		require.Error(t, a.Context().Err())
-	})
-	t.Run("at an error", func(t *testing.T) {
-		a, e := start(t.Context(), limits), new(ends)
-		down := a.Wrap(&scripted{read: func([]byte) (int, error) { return 3, io.ErrUnexpectedEOF }}, e)
-		n, err := down.Read(nil)
-		require.Equal(t, 3, n)
-		require.Equal(t, io.ErrUnexpectedEOF, err)
-		require.NoError(t, down.Close())
-		require.Equal(t, []error{io.ErrUnexpectedEOF}, e.all())
-	})
-	t.Run("at once without a body", func(t *testing.T) {
-		for _, none := range []io.ReadCloser{nil, http.NoBody} {
+	kinds(t, func(t *testing.T, start startFunc) {
+		limits := attempt.Limits{Attempt: time.Hour}
+		t.Run("at EOF", func(t *testing.T) {
 			a, e := start(t.Context(), limits), new(ends)
-			require.Equal(t, none, a.Wrap(none, e))
+			down := a.Wrap(io.NopCloser(strings.NewReader("hello")), e)
+			text, err := io.ReadAll(down)
+			require.NoError(t, err)
+			require.Equal(t, "hello", string(text))
+			_, err = down.Read(nil)
+			require.Equal(t, io.EOF, err)
+			require.NoError(t, down.Close())
+			require.NoError(t, down.Close())
 			require.Equal(t, []error{nil}, e.all())
 			require.Error(t, a.Context().Err())
-		}
-	})
-	t.Run("at a panic of the body's Close", func(t *testing.T) {
-		a, e := start(t.Context(), limits), new(ends)
-		down := a.Wrap(&scripted{close: func() error { panic("close") }}, e)
-		require.Panics(t, func() { _ = down.Close() })
-		require.Equal(t, []error{attempt.ErrClosed}, e.all())
-		require.Error(t, a.Context().Err())
+		})
+		t.Run("at Close", func(t *testing.T) {
+			a, e := start(t.Context(), limits), new(ends)
+			live := false
+			down := a.Wrap(&scripted{
+				read:  func([]byte) (int, error) { return 0, errBoom },
+				close: func() error { live = a.Context().Err() == nil; return errBoom },
+			}, e)
+			require.ErrorIs(t, down.Close(), errBoom)
+			require.True(t, live, "the context outlives the transport's Close")
+			_, err := down.Read(nil)
+			require.ErrorIs(t, err, errBoom)
+			require.Equal(t, []error{attempt.ErrClosed}, e.all())
+			require.Error(t, a.Context().Err())
+		})
+		t.Run("at an error", func(t *testing.T) {
+			a, e := start(t.Context(), limits), new(ends)
+			down := a.Wrap(&scripted{read: func([]byte) (int, error) { return 3, io.ErrUnexpectedEOF }}, e)
+			n, err := down.Read(nil)
+			require.Equal(t, 3, n)
+			require.Equal(t, io.ErrUnexpectedEOF, err)
+			require.NoError(t, down.Close())
+			require.Equal(t, []error{io.ErrUnexpectedEOF}, e.all())
+		})
+		t.Run("at once without a body", func(t *testing.T) {
+			for _, none := range []io.ReadCloser{nil, http.NoBody} {
+				a, e := start(t.Context(), limits), new(ends)
+				require.Equal(t, none, a.Wrap(none, e))
+				require.Equal(t, []error{nil}, e.all())
+				require.Error(t, a.Context().Err())
+			}
+		})
+		t.Run("at a panic of the body's Close", func(t *testing.T) {
+			a, e := start(t.Context(), limits), new(ends)
+			down := a.Wrap(&scripted{close: func() error { panic("close") }}, e)
+			require.Panics(t, func() { _ = down.Close() })
+			require.Equal(t, []error{attempt.ErrClosed}, e.all())
+			require.Error(t, a.Context().Err())
+		})
 	})
 }
 
@@ -262,17 +272,19 @@ func TestCloseUnderABlockedReadIsNoFailure(t *testing.T) {
 }
 
 func TestBodyCutByTheCallDeadlineReadsAsTheTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, e := start(t.Context(), attempt.Limits{Call: time.Second, Deadline: time.Now().Add(time.Second)}), new(ends)
-		ctx := a.Context()
-		down := a.Wrap(&scripted{read: func([]byte) (int, error) {
-			<-ctx.Done()
-			return 0, ctx.Err()
-		}}, e)
-		_, err := down.Read(nil)
-		requireTimeout(t, err, outcome.ErrCallTimeout, time.Second)
-		require.Equal(t, []error{err}, e.all())
-		require.NotErrorIs(t, err, context.Canceled)
+	kinds(t, func(t *testing.T, start startFunc) {
+		synctest.Test(t, func(t *testing.T) {
+			a, e := start(t.Context(), attempt.Limits{Call: time.Second, Deadline: time.Now().Add(time.Second)}), new(ends)
+			ctx := a.Context()
+			down := a.Wrap(&scripted{read: func([]byte) (int, error) {
+				<-ctx.Done()
+				return 0, ctx.Err()
+			}}, e)
+			_, err := down.Read(nil)
+			requireTimeout(t, err, outcome.ErrCallTimeout, time.Second)
+			require.Equal(t, []error{err}, e.all())
+			require.NotErrorIs(t, err, context.Canceled)
+		})
 	})
 }
 
@@ -328,23 +340,25 @@ func TestUpgradedBodyStaysWritableAndIsNotCut(t *testing.T) {
 // Everything that may be called at the same time is, around the very moment of
 // the timeout.
 func TestAttemptIsSafeUnderConcurrentUse(t *testing.T) {
-	for range 200 {
-		a, e := start(t.Context(), attempt.Limits{Attempt: 50 * time.Microsecond}), new(ends)
-		ctx, up := a.Context(), a.Body(&plainBody{})
-		var wg sync.WaitGroup
-		wg.Go(func() { <-ctx.Done() })
-		wg.Go(func() { _ = ctx.Err(); _ = context.Cause(ctx) })
-		wg.Go(func() { _, _ = up.Read(nil); _ = up.Close() })
-		wg.Go(func() {
-			child, cancel := context.WithCancel(ctx)
-			defer cancel()
-			<-child.Done()
-		})
-		_ = a.Headers()
-		down := a.Wrap(&scripted{read: func([]byte) (int, error) { return 0, errBoom }}, e)
-		wg.Go(func() { _, _ = down.Read(nil) })
-		wg.Go(func() { _ = down.Close() })
-		wg.Wait()
-		require.Len(t, e.all(), 1)
-	}
+	kinds(t, func(t *testing.T, start startFunc) {
+		for range 200 {
+			a, e := start(t.Context(), attempt.Limits{Attempt: 50 * time.Microsecond}), new(ends)
+			ctx, up := a.Context(), a.Body(&plainBody{})
+			var wg sync.WaitGroup
+			wg.Go(func() { <-ctx.Done() })
+			wg.Go(func() { _ = ctx.Err(); _ = context.Cause(ctx) })
+			wg.Go(func() { _, _ = up.Read(nil); _ = up.Close() })
+			wg.Go(func() {
+				child, cancel := context.WithCancel(ctx)
+				defer cancel()
+				<-child.Done()
+			})
+			_ = a.Headers()
+			down := a.Wrap(&scripted{read: func([]byte) (int, error) { return 0, errBoom }}, e)
+			wg.Go(func() { _, _ = down.Read(nil) })
+			wg.Go(func() { _ = down.Close() })
+			wg.Wait()
+			require.Len(t, e.all(), 1)
+		}
+	})
 }

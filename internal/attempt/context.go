@@ -4,23 +4,25 @@ import (
 	"context"
 	"math"
 	"time"
-
-	"github.com/backstay/backstay/internal/clock"
 )
 
 // Context returns the attempt's context: the caller's own if there are no
 // limits, or else one that also ends with the attempt.
 //
 // It costs nothing until somebody asks for its Done channel. Only then is there
-// anyone to wake, and a real context is derived and the timer set.
+// anyone to wake, and the timer set.
 func (a *Attempt) Context() context.Context {
-	if a.bounded {
-		return (*lazyContext)(a)
+	switch {
+	case !a.bounded:
+		return a.parent
+	case a.direct:
+		return (*directContext)(a)
 	}
-	return a.parent
+	return (*lazyContext)(a)
 }
 
-// lazyContext is the attempt as a context.
+// lazyContext is the attempt as a context. When somebody waits for its end, it is a
+// real one of package context's, which whatever hangs on it finds as its own.
 type lazyContext Attempt
 
 type attemptKey struct{}
@@ -32,10 +34,7 @@ func Left(ctx context.Context) time.Duration {
 	if a == nil {
 		return math.MaxInt64
 	}
-	now := clock.Now()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	left, kind := a.left(now)
+	left, kind := a.left(a.passed())
 	if kind == nil {
 		return math.MaxInt64
 	}
@@ -48,56 +47,81 @@ func (c *lazyContext) Deadline() (time.Time, bool) { return c.parent.Deadline() 
 
 // Value passes the key to the real context once there is one, so that package
 // context finds its own type there and children need no goroutine.
-func (c *lazyContext) Value(key any) any {
-	if key == (attemptKey{}) {
-		return (*Attempt)(c)
-	}
-	if c.made.Load() {
-		return c.inner.Value(key)
-	}
-	return c.parent.Value(key)
-}
+func (c *lazyContext) Value(key any) any { return (*Attempt)(c).value(key) }
 
-func (c *lazyContext) Done() <-chan struct{} { return c.derive().Done() }
+func (c *lazyContext) Done() <-chan struct{} { return (*Attempt)(c).real().Done() }
 
 func (c *lazyContext) Err() error {
-	if !c.made.Load() && c.parent.Err() == nil && !(*Attempt)(c).over() {
-		return nil
+	if a := (*Attempt)(c); a.is(told) || c.parent.Err() != nil || a.over() {
+		return a.real().Err()
 	}
-	return c.derive().Err()
+	return nil
 }
 
-// derive returns the real context behind c, made on first use.
-func (c *lazyContext) derive() context.Context {
-	if c.made.Load() {
-		return c.inner
+// value looks key up in the attempt and in what is around it.
+func (a *Attempt) value(key any) any {
+	if key == (attemptKey{}) {
+		return a
 	}
-	a := (*Attempt)(c)
-	inner, cancel := context.WithCancelCause(a.parent)
+	if a.is(told) {
+		return a.rare.real.Value(key)
+	}
+	return a.parent.Value(key)
+}
+
+// real returns the real context behind a lazyContext, made on first use.
+func (a *Attempt) real() context.Context {
+	if a.is(told) {
+		return a.rare.real
+	}
+	real, cancel := context.WithCancelCause(a.parent)
 	a.mu.Lock()
-	if a.made.Load() {
+	if a.is(told) {
 		a.mu.Unlock()
 		cancel(nil) // another goroutine was faster
-		return a.inner
+		return a.rare.real
 	}
-	a.inner, a.cancel = inner, cancel
-	a.made.Store(true)
-	over, cause := a.ended.Load()&released != 0, a.cause
+	rare := a.more()
+	rare.real, rare.cancel = real, cancel
+	over, cause := a.state.Or(made|told)&released != 0, rare.cause
 	a.mu.Unlock()
 	if over || cause != nil {
-		cancel(cause)
+		a.end(cause)
 	} else {
 		a.check()
 	}
-	return inner
+	return real
 }
 
 // over reports whether the attempt was released or has passed a bound, for as
 // long as there is no timer to say so.
 func (a *Attempt) over() bool {
-	now := clock.Now()
+	left, kind := a.left(a.passed())
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	left, kind := a.left(now)
-	return a.ended.Load()&released != 0 || a.cause != nil || kind != nil && left <= 0
+	return a.is(released) || a.rare != nil && a.rare.cause != nil || kind != nil && left <= 0
+}
+
+// end ends the attempt's context, once. A nil cause means that the attempt is over,
+// or else that the parent has ended.
+func (a *Attempt) end(cause error) {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return
+	}
+	a.closed = true
+	if a.place != 0 {
+		a.watch.leave(a.place)
+	}
+	rare := a.rare
+	if rare != nil && rare.timer != nil {
+		rare.timer.Stop()
+	}
+	if a.direct {
+		a.endDirect(cause)
+		return
+	}
+	a.mu.Unlock()
+	rare.cancel(cause)
 }

@@ -9,8 +9,6 @@ import (
 	"reflect"
 	"strings"
 	"sync/atomic"
-
-	"github.com/backstay/backstay/internal/clock"
 )
 
 // Request makes r a shallow copy of req that is sent as this attempt: under the
@@ -97,7 +95,7 @@ type upload struct {
 func (u *upload) Read(p []byte) (int, error) {
 	u.a.reading.Add(1)
 	n, err := u.rc.Read(p)
-	u.a.Restart(clock.Now())
+	u.a.from.Store(int64(u.a.passed()))
 	u.a.reading.Add(-1)
 	if err != nil && err != io.EOF {
 		u.a.bodyFailed(u, err)
@@ -118,8 +116,8 @@ func (u *upload) Close() error {
 func (a *Attempt) bodyFailed(u *upload, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.bodyErr == nil && a.timeout == nil && a.ended.Load()&released == 0 && !u.closed.Load() {
-		a.bodyErr = err
+	if rare := a.more(); rare.bodyErr == nil && a.timeout == nil && !a.is(released) && !u.closed.Load() {
+		rare.bodyErr = err
 	}
 }
 
@@ -153,14 +151,11 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 	if _, ok := body.(io.Writer); ok {
 		a.mu.Lock()
 		a.limits = limits{}
-		if a.timer != nil {
-			a.timer.Stop()
-		}
 		a.mu.Unlock()
 		return (*upgradedBody)(a)
 	}
 	if a.limits.idle > 0 {
-		if a.made.Load() {
+		if a.is(made) {
 			a.check() // the timer is set to what counted before
 		}
 		return (*idleBody)(a)
@@ -170,7 +165,7 @@ func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 
 // finish ends the attempt, the first time it is called.
 func (a *Attempt) finish(err error) {
-	if a.ended.Or(finished|released)&finished == 0 {
+	if a.state.Or(finished|released)&finished == 0 {
 		a.tell(err)
 	}
 }
@@ -204,7 +199,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 
 // timedOut reports whether one of our bounds has ended the attempt.
 func (a *Attempt) timedOut() bool {
-	if !a.made.Load() {
+	if !a.is(made) {
 		return false
 	}
 	a.mu.Lock()
@@ -216,11 +211,11 @@ func (a *Attempt) timedOut() bool {
 // own making, so the end is claimed before the body is closed.
 func (b *responseBody) Close() error {
 	a := (*Attempt)(b)
-	if a.ended.Load()&finished == 0 && a.ended.Or(finished)&finished == 0 {
+	if !a.is(finished) && a.state.Or(finished)&finished == 0 {
 		defer func() {
 			// Only after the body: a transport that sees the context end first
 			// throws away a connection that it could have kept.
-			a.ended.Or(released)
+			a.state.Or(released)
 			a.tell(ErrClosed)
 		}()
 	}
@@ -232,7 +227,7 @@ func (b *responseBody) Close() error {
 type idleBody Attempt
 
 func (b *idleBody) Read(p []byte) (int, error) {
-	b.awaiting.Store(max(int64(clock.Now().Sub(b.start)), 1))
+	b.awaiting.Store(max(int64((*Attempt)(b).passed()), 1))
 	n, err := (*responseBody)(b).Read(p)
 	b.awaiting.Store(0)
 	return n, err

@@ -75,10 +75,10 @@ func TestBodyIsReadableLongAfterTheRoundTrip(t *testing.T) {
 	_, _ = rand.Read(want)
 	overHTTP(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(want) },
 		func(t *testing.T, client *http.Client, l *layer, url string) {
-			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: 200 * time.Millisecond} }
+			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: time.Second} }
 			resp, err := client.Get(url)
 			require.NoError(t, err)
-			<-time.After(300 * time.Millisecond) // longer than the attempt's timeout
+			<-time.After(1200 * time.Millisecond) // longer than the attempt's timeout
 			var got []byte
 			buf := make([]byte, 8<<10)
 			for err = nil; err == nil; {
@@ -124,9 +124,9 @@ func TestStalledServerEndsInTheAttemptTimeout(t *testing.T) {
 	defer close(release)
 	overHTTP(t, func(http.ResponseWriter, *http.Request) { <-release },
 		func(t *testing.T, client *http.Client, l *layer, url string) {
-			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: 50 * time.Millisecond} }
+			l.limits = func() attempt.Limits { return attempt.Limits{Attempt: time.Second} }
 			_, err := client.Get(url)
-			requireTimeout(t, err, outcome.ErrAttemptTimeout, 50*time.Millisecond)
+			requireTimeout(t, err, outcome.ErrAttemptTimeout, time.Second)
 			require.NotErrorIs(t, err, context.Canceled)
 			release <- struct{}{}
 		})
@@ -140,13 +140,13 @@ func TestStalledBodyEndsInTheCallTimeout(t *testing.T) {
 		<-release
 	}, func(t *testing.T, client *http.Client, l *layer, url string) {
 		l.limits = func() attempt.Limits {
-			return attempt.Limits{Deadline: time.Now().Add(100 * time.Millisecond), Call: 100 * time.Millisecond}
+			return attempt.Limits{Deadline: time.Now().Add(time.Second), Call: time.Second}
 		}
 		resp, err := client.Get(url)
 		require.NoError(t, err)
 		text, err := io.ReadAll(resp.Body)
 		require.Equal(t, "he", string(text))
-		requireTimeout(t, err, outcome.ErrCallTimeout, 100*time.Millisecond)
+		requireTimeout(t, err, outcome.ErrCallTimeout, time.Second)
 		require.NoError(t, resp.Body.Close())
 		require.Len(t, l.ends.all(), 1)
 		release <- struct{}{}

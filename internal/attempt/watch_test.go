@@ -98,3 +98,32 @@ func TestStressAWatch(t *testing.T) {
 	}
 	work.Wait()
 }
+
+func TestWatchHasRoomForAsManyAsThereAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w attempt.Watch
+		all := make([]*attempt.Attempt, 1000)
+		for i := range all {
+			all[i] = watched(&w, time.Duration(i+1)*time.Millisecond)
+			all[i].Context().Done()
+		}
+		for i := range all {
+			if i%2 == 0 {
+				all[i].End()
+			}
+		}
+		time.Sleep(time.Duration(len(all)/2) * time.Millisecond)
+		synctest.Wait()
+		for i, a := range all {
+			switch {
+			case i%2 == 0:
+				require.Equal(t, context.Canceled, context.Cause(a.Context()))
+			case i < len(all)/2:
+				requireTimeout(t, context.Cause(a.Context()), outcome.ErrAttemptTimeout, time.Duration(i+1)*time.Millisecond)
+			default:
+				require.NoError(t, a.Context().Err())
+			}
+			a.End()
+		}
+	})
+}
