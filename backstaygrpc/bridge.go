@@ -169,28 +169,19 @@ func (r sharedResolver) Close()                                {}
 type rules struct {
 	classifier   Classifier
 	hash         string
-	neutral      map[string]bool // methods
-	neutralAll   map[string]bool // services, with a slash around
+	neutral      map[string]bool // methods, and services with a slash at their end
 	loadInterval time.Duration
 }
 
 func newRules(cfg *BridgeConfig) *rules {
 	r := &rules{classifier: cfg.Classifier, hash: cfg.HashMetadata, loadInterval: cfg.LoadInterval}
+	if len(cfg.LatencyNeutral) > 0 {
+		r.neutral = make(map[string]bool)
+	}
 	for _, full := range cfg.LatencyNeutral {
-		if service, ok := strings.CutSuffix(full, "*"); ok {
-			set(&r.neutralAll, service)
-		} else {
-			set(&r.neutral, full)
-		}
+		r.neutral[strings.TrimSuffix(full, "*")] = true
 	}
 	return r
-}
-
-func set(m *map[string]bool, key string) {
-	if *m == nil {
-		*m = make(map[string]bool)
-	}
-	(*m)[key] = true
 }
 
 // aim has the call go where the rules, and its context, say.
@@ -203,8 +194,8 @@ func (r *rules) aim(b *balancer.Balancer, info *grpcbalancer.PickInfo, c *balanc
 			}
 		}
 	}
-	if r.neutral != nil || r.neutralAll != nil {
+	if r.neutral != nil {
 		method := info.FullMethodName
-		c.LatencyNeutral = r.neutral[method] || r.neutralAll[method[:strings.LastIndexByte(method, '/')+1]]
+		c.LatencyNeutral = r.neutral[method] || r.neutral[method[:strings.LastIndexByte(method, '/')+1]]
 	}
 }

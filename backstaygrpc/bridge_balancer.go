@@ -234,6 +234,7 @@ func (g *bridge) connect(to *behind, nodes []*balancer.Node) {
 		}
 		s := &sub{addrs: addrs, to: to, node: n, state: connectivity.Connecting}
 		if err == nil {
+			//nolint:staticcheck // deprecated for several addresses only, and there is nothing else yet
 			s.conn, err = g.cc.NewSubConn(addrs, grpcbalancer.NewSubConnOptions{
 				HealthCheckEnabled: true, // if the service config wants it
 				StateListener:      func(state grpcbalancer.SubConnState) { g.listen(s, state) },
@@ -317,6 +318,7 @@ func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 		s.failed, s.err = false, nil
 	case connectivity.TransientFailure:
 		s.failed, s.err = true, state.ConnectionError
+	case connectivity.Idle, connectivity.Connecting, connectivity.Shutdown:
 	}
 	// Whether a connection is idle or being made makes no difference to picks.
 	differs := (was == connectivity.Ready) != (s.state == connectivity.Ready) || s.failed != failed

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -107,7 +106,7 @@ func TestBridgeTakesACallersCancelForNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(within(t))
 	stream, err := testgrpc.NewTestServiceClient(conn).FullDuplexCall(ctx)
 	require.NoError(t, err)
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err)
 	cancel()
@@ -125,7 +124,7 @@ func TestBridgeCountsAStreamAsAnsweredAtItsFirstMessage(t *testing.T) {
 	require.NoError(t, err)
 	n := b.Nodes()[0]
 	require.Equal(t, 1, n.Awaiting())
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err)
 	require.Zero(t, n.Awaiting())
@@ -133,7 +132,7 @@ func TestBridgeCountsAStreamAsAnsweredAtItsFirstMessage(t *testing.T) {
 	require.EqualValues(t, 1, b.Snapshot().Nodes[0].Answered)
 
 	// It breaks later, which counts once.
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseStatus: &testpb.EchoStatus{Code: int32(codes.Internal)}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseStatus: &testgrpc.EchoStatus{Code: int32(codes.Internal)}}))
 	_, err = stream.Recv()
 	require.Equal(t, codes.Internal, status.Code(err))
 	idle(t, b)
@@ -270,7 +269,7 @@ func TestBridgeFollowsTheSet(t *testing.T) {
 	}
 	require.Equal(t, []int64{before[0], before[1], before[2] + 20}, f.calls())
 
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err, "what the node has goes on")
 	require.NoError(t, stream.CloseSend())
@@ -389,6 +388,7 @@ func TestBridgeOverABalancerThatIsClosed(t *testing.T) {
 	conn := bridged(t, b, nil)
 	require.NoError(t, ask(within(t), conn))
 	require.NoError(t, b.Close())
+	soon(t, func() bool { return ask(within(t), conn) != nil }, "it has heard of it")
 	for _, wait := range []bool{false, true} {
 		err := ask(within(t), conn, grpc.WaitForReady(wait))
 		require.ErrorIs(t, err, balancer.ErrClosed)
