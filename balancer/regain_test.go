@@ -11,6 +11,8 @@ import (
 	"github.com/backstay/backstay/limit"
 )
 
+// All of these run in a bubble.
+
 // recovered opens the node's breaker and has its probes close it again.
 func (r *rig) recovered() {
 	r.t.Helper()

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	slots = 5                      // requests that a server works on at a time
+	work  = 100 * time.Millisecond // what each takes
+)
+
+// server is a real HTTP server with a queue that has no end, first come first
+// served. It does not look whether whoever has sent a request still waits for
+// the answer: hardly any handler does before it begins.
+type server struct {
+	arrived *atomic.Int64 // requests, at all servers of a kind of callers
+	slots   chan struct{}
+	closed  chan struct{}
+	http    *http.Server
+}
+
+// ServeHTTP waits its turn, works and answers.
+func (s *server) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	s.arrived.Add(1)
+	select {
+	case s.slots <- struct{}{}: // those who wait here are let in as they have come
+	case <-s.closed:
+		return
+	}
+	pause(context.Background(), work)
+	<-s.slots
+	_, _ = io.WriteString(w, "done\n")
+}
+
+func (s *server) start(listen func() (net.Listener, error)) (addr string, err error) {
+	l, err := listen()
+	if err != nil {
+		return "", fmt.Errorf("starting a server: %w", err)
+	}
+	s.slots, s.closed = make(chan struct{}, slots), make(chan struct{})
+	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			panic(err)
+		}
+	}()
+	return l.Addr().String(), nil
+}
+
+// close sends those who wait away and waits for those who are served.
+func (s *server) close() {
+	close(s.closed)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*work)
+	defer cancel()
+	_ = s.http.Shutdown(ctx)
+}
