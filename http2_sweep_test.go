@@ -3,8 +3,6 @@ package backstay_test
 import (
 	"bytes"
 	"fmt"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +11,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/backstay/backstay/backstaytest"
 )
@@ -182,7 +183,7 @@ func TestHTTP2MayBreakAtAnyByteAndBetweenFrames(t *testing.T) {
 							// net/http sends again what has been answered with a PROTOCOL_ERROR:
 							// golang/go#42777.
 							again := strings.HasPrefix(f.named, "RST_STREAM PROTOCOL_ERROR") && f.at == 0 && call.getBody && !call.repeatable()
-							if again || underRace && i%5 > 0 {
+							if again || underRace && i%11 > 0 {
 								continue
 							}
 							for n := 0; idle && n < client.nodes && f.unprocessed; n++ {

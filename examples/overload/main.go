@@ -132,16 +132,11 @@ func perSecond(n int, p phase) float64 { return float64(n) / p.length.Seconds() 
 
 // play has callers of one kind call servers of their own through all phases.
 func play(ctx context.Context, on network, k kind, phases []phase) ([]result, error) {
-	var addrs []string
 	arrived := new(atomic.Int64)
-	for range nodes {
-		s := &server{arrived: arrived}
-		addr, err := s.start(on.listen)
-		if err != nil {
-			return nil, err
-		}
-		defer s.close()
-		addrs = append(addrs, addr)
+	addrs, closeServers, err := startServers(on.listen, arrived)
+	defer closeServers()
+	if err != nil {
+		return nil, err
 	}
 	call, closeClient, err := k.client(on.base.Clone(), addrs)
 	if err != nil {

@@ -52,7 +52,7 @@ const (
 
 // Callers who insist get nothing, and still do when the overload is over.
 func TestNaiveCallersKeepTheOverloadUp(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || underRace {
 		t.Skip("they make 30,000 attempts")
 	}
 	phases, results := played(t, "naive")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -39,6 +38,25 @@ func (s *server) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	_, _ = io.WriteString(w, "done\n")
 }
 
+// startServers starts all of them; what it returns closes them.
+func startServers(listen func() (net.Listener, error), arrived *atomic.Int64) (addrs []string, closeAll func(), err error) {
+	var servers []*server
+	closeAll = func() {
+		for _, s := range servers {
+			s.close()
+		}
+	}
+	for range nodes {
+		s := &server{arrived: arrived}
+		addr, err := s.start(listen)
+		if err != nil {
+			return nil, closeAll, err
+		}
+		servers, addrs = append(servers, s), append(addrs, addr)
+	}
+	return addrs, closeAll, nil
+}
+
 func (s *server) start(listen func() (net.Listener, error)) (addr string, err error) {
 	l, err := listen()
 	if err != nil {
@@ -46,11 +64,7 @@ func (s *server) start(listen func() (net.Listener, error)) (addr string, err er
 	}
 	s.slots, s.closed = make(chan struct{}, slots), make(chan struct{})
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			panic(err)
-		}
-	}()
+	go func() { _ = s.http.Serve(l) }()
 	return l.Addr().String(), nil
 }
 
