@@ -20,7 +20,10 @@ import (
 type Config struct {
 	// Policy chooses among the eligible nodes. Default: P2C{} with PeakEWMA.
 	Policy Policy `json:"-"`
-	// Breaker is how each node's breaker behaves. Default: breaker's defaults.
+	// Breaker is how each node's breaker behaves. A node whose breaker has closed
+	// regains its calls by its answers: it is full, as with MaxConcurrency, as long
+	// as more await an answer than it has shown that it can bear.
+	// Default: breaker's defaults.
 	Breaker breaker.Config `json:"breaker,omitzero"`
 	// Outliers says when a node that fails is left alone for a time, before its
 	// breaker would open or beside it. Default: OutlierConfig's.

@@ -139,6 +139,22 @@ func TestASingleFailureBetweenSuccessesIsForgiven(t *testing.T) {
 	})
 }
 
+// A breaker is about calls. Were checks refused by it, too, nobody would find the
+// node well.
+func TestOpenBreakersLetChecksThrough(t *testing.T) {
+	p := newPatient()
+	inBubble(t, checking(p, balancer.HealthConfig{}), endpoints(2), func(t *testing.T, r *rig) {
+		r.node(addr(0)).Breaker().ForceOpen()
+		p.mu.Lock()
+		before := len(p.checks[addr(0)])
+		p.mu.Unlock()
+		pass(time.Minute)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		require.Greater(t, len(p.checks[addr(0)]), before+3)
+	})
+}
+
 func TestFirstCheckOfANodeDecidesAlone(t *testing.T) {
 	p := newPatient()
 	inBubble(t, checking(p, balancer.HealthConfig{}), endpoints(2), func(t *testing.T, r *rig) {
