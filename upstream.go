@@ -196,7 +196,7 @@ func (c *Call) Admit(ctx context.Context) (l limit.Lease, headers bool, err erro
 		} else {
 			err = p.rate.Wait(ctx)
 		}
-		if err = c.refused(ctx, "rate", err); err != nil {
+		if err := c.refused(ctx, "rate", err); err != nil {
 			return limit.Lease{}, false, err
 		}
 	}

@@ -131,7 +131,7 @@ func errorOf(ctx context.Context, service string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // not one within
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { // not one within
 		return err
 	}
 	e := &Error{Service: service, Err: err}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -82,7 +83,7 @@ func (r *retries) prepare(ctx context.Context, x *trials, cc *grpc.ClientConn, n
 	if cc != nil && (cc.GetState() == connectivity.Idle || cc.GetMethodConfig(name).RetryPolicy != nil) {
 		// A request that is not kept is not sent again. While the connection is idle
 		// the service config may not be there yet.
-		x.opts.down = append(x.opts.down[:len(x.opts.down):len(x.opts.down)], grpc.MaxRetryRPCBufferSize(0))
+		x.opts.down = append(slices.Clip(x.opts.down), grpc.MaxRetryRPCBufferSize(0))
 	}
 	x.frame = call.New(ctx, r.chain, call.Info{Service: x.service, Method: protocol, Path: name, Start: time.Now()})
 	x.frame.SetAttemptTimeout(r.cfg.AttemptTimeout)
@@ -100,7 +101,7 @@ func (r *retries) unary(ctx context.Context, name string, req, reply any, cc *gr
 func (r *retries) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, name string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	x := &stream{desc: desc}
 	r.prepare(ctx, &x.trials, cc, name, opts)
-	x.trials.stream = func(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	x.again = func(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 		return streamer(ctx, desc, cc, name, opts...)
 	}
 	if err := x.make(); err != nil {
@@ -272,7 +273,7 @@ type watched struct {
 }
 
 func (w *watched) options(opts []grpc.CallOption) []grpc.CallOption {
-	return append(opts[:len(opts):len(opts)], grpc.Trailer(&w.trailer), grpc.Peer(&w.peer))
+	return append(slices.Clip(opts), grpc.Trailer(&w.trailer), grpc.Peer(&w.peer))
 }
 
 // Header returns the header.

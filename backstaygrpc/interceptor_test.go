@@ -2,7 +2,6 @@ package backstaygrpc_test
 
 import (
 	"context"
-
 	"sync/atomic"
 	"testing"
 	"testing/synctest"

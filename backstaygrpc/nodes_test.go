@@ -296,7 +296,7 @@ func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
 		_, _ = invoke(t.Context(), conn, "a")
 	}
 	require.Equal(t, breaker.Open, conn.Balancer().Nodes()[0].Breaker().State())
-	_, err = client.Get("http://orders/") //nolint:bodyclose // there is none
+	_, err = client.Get("http://orders/")
 	require.ErrorIs(t, err, breaker.ErrOpen, "what gRPC has found out HTTP knows")
 	conn.Balancer().Nodes()[0].Breaker().ForceClosed()
 	resp, err = client.Get("http://orders/")

@@ -43,33 +43,6 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string
 	return x, nil
 }
 
-// make begins a stream whose call has begun.
-func (x *stream) make() (err error) {
-	x.open = x.desc.ClientStreams
-	begun := false
-	defer func() {
-		if !begun {
-			_ = x.end(errAborted)
-		}
-	}()
-	x.framed = call.Carry(x.ctx, x.frame) // from here on other goroutines may look at it
-	if x.conn != nil {
-		x.permit, x.untilHeaders, err = x.call.Admit(x.ctx)
-	}
-	if err == nil && x.open {
-		err = x.establish()
-	}
-	begun = true
-	if err != nil {
-		return x.end(err)
-	}
-	if !x.open && x.ctx.Done() != nil {
-		// Nobody might come for the first message.
-		x.detach = context.AfterFunc(x.ctx, func() { x.abandon() })
-	}
-	return nil
-}
-
 // keptRequest is how large a request may be that is kept to be sent again, as in grpc
 // itself.
 const keptRequest = 256 << 10
@@ -96,6 +69,33 @@ type stream struct {
 	err          error // with which it ended
 	permit       limit.Lease
 	untilHeaders bool
+}
+
+// make begins a stream whose call has begun.
+func (x *stream) make() (err error) {
+	x.open = x.desc.ClientStreams
+	begun := false
+	defer func() {
+		if !begun {
+			_ = x.end(errAborted)
+		}
+	}()
+	x.framed = call.Carry(x.ctx, x.frame) // from here on other goroutines may look at it
+	if x.conn != nil {
+		x.permit, x.untilHeaders, err = x.call.Admit(x.ctx)
+	}
+	if err == nil && x.open {
+		err = x.establish()
+	}
+	begun = true
+	if err != nil {
+		return x.end(err)
+	}
+	if !x.open && x.ctx.Done() != nil {
+		// Nobody might come for the first message.
+		x.detach = context.AfterFunc(x.ctx, func() { x.abandon() })
+	}
+	return nil
 }
 
 // establish makes the attempts of a stream that the client sends on.

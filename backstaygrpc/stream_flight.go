@@ -102,7 +102,7 @@ func (f *flight) begin() error {
 	if f.conn != nil {
 		f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
 	} else {
-		f.stream, err = f.x.stream(f.ctx, opts...)
+		f.stream, err = f.x.again(f.ctx, opts...)
 	}
 	if err == nil && !f.x.desc.ClientStreams {
 		if err = f.stream.SendMsg(f.x.request); errors.Is(err, io.EOF) {

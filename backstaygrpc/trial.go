@@ -43,7 +43,7 @@ type trials struct {
 
 	// How an interceptor goes on.
 	invoke func(ctx context.Context, request, reply any, opts ...grpc.CallOption) error
-	stream func(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStream, error)
+	again  func(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStream, error) // of a stream
 }
 
 // trial is one of them: a lease, a connection and a context.

@@ -82,6 +82,16 @@ func bars() []bar {
 			)
 		}
 	}
+	for _, c := range grpcContests() {
+		for _, m := range c.modes {
+			table := c.name + "/" + m.name
+			all = append(all,
+				bar{table: table, ours: ours, peer: "round_robin", factor: 1.05},
+				bar{table: table, ours: ours, peer: "round_robin", allocs: true, factor: 1, slack: 10},
+				bar{table: table, ours: ours, peer: "round_robin+failsafegrpc", factor: 1},
+			)
+		}
+	}
 	return append(all, loopbackBars()...)
 }
 

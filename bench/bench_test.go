@@ -214,6 +214,7 @@ func BenchmarkPick(b *testing.B)         { benchmark(b, pickContests()) }
 func BenchmarkCache(b *testing.B)        { benchmark(b, cacheContests()) }
 func BenchmarkHTTPNop(b *testing.B)      { benchmark(b, nopContests()) }
 func BenchmarkHTTPLoopback(b *testing.B) { benchmark(b, loopbackContests()) }
+func BenchmarkGRPCLoopback(b *testing.B) { benchmark(b, grpcContests()) }
 
 func benchmark(b *testing.B, contests []contest) {
 	logx.Disable()

@@ -119,7 +119,7 @@ func drive(j job, goroutines, n int) error {
 func everything() []contest {
 	return slices.Concat(
 		breakerContests(), retryContests(), retryLayerContests(), hedgeContests(), limitContests(), pickContests(), cacheContests(),
-		nopContests(), loopbackContests(),
+		nopContests(), loopbackContests(), grpcContests(),
 	)
 }
 

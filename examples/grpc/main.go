@@ -43,13 +43,17 @@ const (
 
 func run(ctx context.Context, out io.Writer) error {
 	var servers []*server
+	defer func() {
+		for _, s := range servers {
+			s.kill()
+		}
+	}()
 	var endpoints []discovery.Endpoint
 	for _, of := range []struct{ name, version string }{{"A", "1"}, {"B", "1"}, {"C", "2"}} {
 		s, err := startServer(ctx, of.name)
 		if err != nil {
 			return err
 		}
-		defer s.kill()
 		servers = append(servers, s)
 		endpoints = append(endpoints, discovery.Endpoint{
 			ID: of.name, Addr: s.addr, Metadata: map[string]string{"version": of.version},
