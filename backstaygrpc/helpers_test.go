@@ -228,4 +228,6 @@ func invoke(ctx context.Context, conn grpc.ClientConnInterface, in string, opts 
 	return out.GetValue(), err
 }
 
-func insecureOption() grpc.DialOption { return grpc.WithTransportCredentials(insecure.NewCredentials()) }
+func insecureOption() grpc.DialOption {
+	return grpc.WithTransportCredentials(insecure.NewCredentials())
+}
