@@ -182,7 +182,7 @@ func markdownBlocks(t *testing.T, name, language string) []house.Block {
 func exportData(t *testing.T) func(path string) (io.ReadCloser, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-export", "-deps",
-		"-f", "{{.ImportPath}}={{.Export}}", ".", "./backstaytest")
+		"-f", "{{.ImportPath}}={{.Export}}", ".", "./backstaytest", "./backstaygrpc")
 	var output, complaints strings.Builder
 	cmd.Stdout, cmd.Stderr = &output, &complaints
 	require.NoError(t, cmd.Run(), "%s", &complaints)
@@ -202,10 +202,10 @@ func exportData(t *testing.T) func(path string) (io.ReadCloser, error) {
 // check returns what is wrong with a snippet: declarations, or statements.
 func check(fset *token.FileSet, packages types.Importer, snippet string) []error {
 	head := "package snippet\n"
-	ours := []string{"balancer", "breaker", "cache", "call", "discovery", "event", "limit", "outcome", "retry", "backstaytest"}
+	ours := []string{"balancer", "breaker", "cache", "call", "discovery", "event", "limit", "outcome", "retry", "backstaytest", "backstaygrpc"}
 	theirs := []string{
 		"context", "encoding/json", "errors", "fmt", "io", "iter", "log/slog", "net", "net/http", "net/url", "os",
-		"strings", "testing", "testing/synctest", "time",
+		"strings", "testing", "testing/synctest", "time", "google.golang.org/grpc",
 	}
 	for _, p := range ours {
 		theirs = append(theirs, "github.com/backstay/backstay/"+p)

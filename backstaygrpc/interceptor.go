@@ -237,14 +237,18 @@ func (admit admission) stream(ctx context.Context, desc *grpc.StreamDesc, cc *gr
 	if p.done == nil {
 		return streamer(under, desc, cc, name, opts...)
 	}
-	w := &watched{ctx: ctx, passage: p}
+	w := &watched{ctx: ctx, passage: p, single: !desc.ServerStreams}
 	begun := false
 	defer func() {
 		if !begun {
 			w.end(errAborted)
 		}
 	}()
-	w.ClientStream, err = streamer(under, desc, cc, name, append(w.options(opts), grpc.OnFinish(w.end))...)
+	w.ClientStream, err = streamer(under, desc, cc, name, append(w.options(opts), grpc.OnFinish(func(err error) {
+		if err != nil { // a good end is RecvMsg's to tell: see flight
+			w.end(err)
+		}
+	}))...)
 	begun = true
 	if err != nil {
 		w.end(err)
@@ -258,6 +262,7 @@ type watched struct {
 	grpc.ClientStream
 	ctx     context.Context //nolint:containedctx // the caller's
 	passage passage
+	single  bool // there is one message to receive
 	trailer metadata.MD
 	peer    peer.Peer
 
@@ -284,6 +289,9 @@ func (w *watched) RecvMsg(m any) error {
 	err := w.ClientStream.RecvMsg(m)
 	if err == nil {
 		w.head()
+		if w.single {
+			w.end(nil)
+		}
 		return nil
 	}
 	w.end(err)
@@ -319,7 +327,7 @@ func (w *watched) end(err error) {
 		o = outcome.Outcome{Class: outcome.Neutral, Err: err} // by another policy
 	default:
 		end := attemptEnd{ctx: w.ctx, sent: w.headed || w.peer.Addr != nil, trailer: w.trailer}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { //nolint:errorlint // that itself
 			err = nil
 		}
 		o, _ = Classifier(nil).judge(err, &end)

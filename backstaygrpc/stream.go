@@ -1,6 +1,7 @@
 package backstaygrpc
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net/http"
@@ -89,6 +90,7 @@ type stream struct {
 
 	mu           sync.Mutex
 	current      *flight // the attempt that the stream is committed to; nil before
+	failed       *flight // the last attempt that came to nothing
 	trying       bool    // an attempt is being made
 	over         bool
 	err          error // with which it ended
@@ -175,7 +177,7 @@ func (x *stream) end(err error) error {
 		x.err = io.EOF
 	}
 	err = x.err
-	current := x.current
+	told := cmp.Or(x.current, x.failed)
 	permit := x.permit
 	x.permit = limit.Lease{}
 	x.mu.Unlock()
@@ -185,8 +187,8 @@ func (x *stream) end(err error) error {
 		code = http.StatusOK
 	}
 	x.finish(code, ended)
-	if current != nil {
-		x.opts.tell(&current.answer)
+	if told != nil {
+		x.opts.tell(&told.answer)
 	}
 	x.opts.finish(ended)
 	return err
@@ -264,7 +266,10 @@ func (x *stream) Header() (metadata.MD, error) {
 
 // Trailer returns the trailer of a stream that has ended.
 func (x *stream) Trailer() metadata.MD {
-	if f, _ := x.committed(); f != nil && f.stream != nil {
+	x.mu.Lock()
+	f := cmp.Or(x.current, x.failed)
+	x.mu.Unlock()
+	if f != nil && f.stream != nil {
 		return f.stream.Trailer()
 	}
 	return nil
@@ -361,6 +366,9 @@ func (x *stream) once(ctx context.Context, frame *call.Frame, incoming *messages
 		if err == nil {
 			return f, nil
 		}
+		x.mu.Lock()
+		x.failed = f
+		x.mu.Unlock()
 		if !f.again() {
 			return nil, err
 		}

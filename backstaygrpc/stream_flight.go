@@ -15,8 +15,10 @@ import (
 	"github.com/backstay/backstay/outcome"
 )
 
-// flight is one attempt of a stream. Its end is told by grpc (OnFinish), which comes
-// once, whatever ends it: an answer's end, an error, the caller's context.
+// flight is one attempt of a stream. A bad end is told by grpc (OnFinish), whatever it
+// is: an error, the caller's context. A good one is what RecvMsg says: where Header
+// fails because the request cannot be sent again after all, grpc calls that a good end,
+// until RecvMsg is asked.
 type flight struct {
 	trial
 	x      *stream
@@ -92,7 +94,11 @@ func (f *flight) begin() error {
 		}
 	}()
 	var err error
-	opts := append(f.answer.options(&f.x.opts), grpc.OnFinish(f.finished))
+	opts := append(f.answer.options(&f.x.opts), grpc.OnFinish(func(err error) {
+		if err != nil {
+			f.finished(err)
+		}
+	}))
 	if f.conn != nil {
 		f.stream, err = f.conn.NewStream(f.ctx, f.x.desc, f.x.name, opts...)
 	} else {
@@ -115,8 +121,11 @@ func (f *flight) begin() error {
 // await waits for the header and, if there is room for it, the first message. A stream
 // that ends well without one has been worth waiting for, too.
 func (f *flight) await(incoming *messages) error {
-	if md, _ := f.stream.Header(); md != nil || !f.ended() {
+	md, _ := f.stream.Header()
+	if md != nil {
 		f.answeredNow()
+	}
+	if !f.ended() {
 		if incoming.reply != nil {
 			f.answer.reply = incoming.next(f.number)
 			err := f.next(f.answer.reply)
@@ -156,6 +165,9 @@ func (f *flight) next(m any) error {
 	err := f.stream.RecvMsg(m)
 	if err == nil {
 		f.answeredNow()
+		if !f.x.desc.ServerStreams { // it was the only one, and has its trailer
+			f.finished(nil)
+		}
 		return nil
 	}
 	f.finished(err)
@@ -211,7 +223,7 @@ func (f *flight) answeredNow() {
 
 // finished is told of the end.
 func (f *flight) finished(err error) {
-	if errors.Is(err, io.EOF) {
+	if err == io.EOF { //nolint:errorlint // that itself, and not an error about a connection's
 		err = nil
 	}
 	f.mu.Lock()

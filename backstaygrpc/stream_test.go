@@ -25,6 +25,7 @@ import (
 // counting sends n messages, and ends with err.
 func counting(n int, err error) handlers {
 	return handlers{stream: func(in string, s grpc.ServerStream) error {
+		s.SetTrailer(metadata.Pairs("from", "server"))
 		for i := range n {
 			if err := s.SendMsg(wrapperspb.String(in + strconv.Itoa(i))); err != nil {
 				return err
@@ -105,6 +106,8 @@ func TestServersStreamEndsOnceWithItsStatus(t *testing.T) {
 				require.Equal(t, []error{err}, e.all())
 			}
 			require.Equal(t, err, s.RecvMsg(new(text)), "and again")
+			require.Equal(t, []string{"server"}, trailer["from"])
+			require.Equal(t, []string{"server"}, s.Trailer()["from"])
 			require.Zero(t, conn.Balancer().InFlight())
 			require.Len(t, log.Calls(), 1)
 			require.Positive(t, log.Calls()[0].Duration)
