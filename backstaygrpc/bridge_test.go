@@ -419,7 +419,7 @@ func TestBridgeRefusesWhatCannotWork(t *testing.T) {
 	require.EqualError(t, err, `backstaygrpc: HashMetadata is "X-User", want a key of metadata in lower case
 backstaygrpc: LatencyNeutral[0] is "Watch", want /service/method or /service/*
 backstaygrpc: LoadInterval is 1ms, want >= 10ms
-backstaygrpc: the balancer is nil, want one: a client has none of a service that is neither listed nor called yet`)
+backstaygrpc: the balancer is nil, want one, such as that of an Upstream`)
 
 	f := newBackends(t, 1, interopServer)
 	b := f.balancer(nil)
