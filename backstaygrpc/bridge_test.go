@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaygrpc"
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
@@ -431,4 +433,29 @@ backstaygrpc: the balancer is nil, want one, such as that of an Upstream`)
 	opts, err := backstaygrpc.DialOptions(b, nil)
 	require.NoError(t, err)
 	require.ErrorContains(t, ask(within(t), connect(t, "backstay:///", opts...)), "want backstay:///orders")
+}
+
+func TestBridgeSharesAClientsServiceWithHTTP(t *testing.T) {
+	f := newBackends(t, 1, interopServer)
+	client, err := backstay.New(&backstay.Config{Services: map[string]backstay.Service{"orders": {
+		Endpoints: f.listed, Breaker: breaker.Config{Consecutive: 3, OpenTime: time.Hour},
+	}}})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close()) }()
+	up, err := client.Upstream("orders")
+	require.NoError(t, err)
+	defer up.Close()
+	conn := bridged(t, up.Balancer(), nil)
+	f.servers[0].code.Store(uint32(codes.Internal))
+	for range 3 {
+		require.Equal(t, codes.Internal, status.Code(ask(within(t), conn)))
+	}
+	require.ErrorIs(t, ask(within(t), conn), breaker.ErrOpen)
+	req, err := http.NewRequestWithContext(within(t), http.MethodGet, "http://orders/", http.NoBody)
+	require.NoError(t, err)
+	resp, err := client.Do(req)
+	if err == nil {
+		require.NoError(t, resp.Body.Close())
+	}
+	require.ErrorIs(t, err, breaker.ErrOpen, "what gRPC has learnt, HTTP knows")
 }
