@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/attributes"
 	grpcbalancer "google.golang.org/grpc/balancer"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/outcome"
 )
 
 func attributesOf(s *shared) *attributes.Attributes { return attributes.New(sharedKey{}, s) }
@@ -374,10 +376,11 @@ func (g *bridge) state(to *behind, nodes []*balancer.Node) grpcbalancer.State {
 			Picker:            failing{plain(&Error{Service: to.Service(), Err: err})},
 		}
 	}
-	_, err := p.view.TryAcquire(balancer.Call{})
-	if err == nil || errors.Is(err, balancer.ErrNoNodes) && !to.Snapshot().Known {
-		// Nobody has looked yet, or the nodes have come since: then there is another
-		// poke on its way.
+	lease, err := p.view.TryAcquire(balancer.Call{})
+	lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Neutral})
+	if s := to.Snapshot(); err == nil || s.Total > 0 || errors.Is(err, balancer.ErrNoNodes) && !s.Known {
+		// Nobody has looked yet, or nodes or an error have come since we began: then
+		// there is another poke on its way.
 		return grpcbalancer.State{ConnectivityState: connectivity.Connecting, Picker: failing{grpcbalancer.ErrNoSubConnAvailable}}
 	}
 	return grpcbalancer.State{ConnectivityState: connectivity.TransientFailure, Picker: failing{refusal(to.Service(), err)}}

@@ -91,6 +91,7 @@ func TestBridgePicksOnlyWhatIsReady(t *testing.T) {
 		state.ResolverState.Endpoints = state.ResolverState.Endpoints[:2]
 		require.NoError(t, lb.UpdateClientConnState(state))
 		time.Sleep(time.Second) // in the bubble, until what has changed is merged
+		synctest.Wait()
 		require.True(t, conn.subs[2].shut)
 		for range 20 {
 			picked, err := conn.pick()

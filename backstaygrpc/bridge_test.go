@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaygrpc"
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
@@ -419,7 +421,7 @@ func TestBridgeRefusesWhatCannotWork(t *testing.T) {
 	require.EqualError(t, err, `backstaygrpc: HashMetadata is "X-User", want a key of metadata in lower case
 backstaygrpc: LatencyNeutral[0] is "Watch", want /service/method or /service/*
 backstaygrpc: LoadInterval is 1ms, want >= 10ms
-backstaygrpc: the balancer is nil, want one: a client has none of a service that is neither listed nor called yet`)
+backstaygrpc: the balancer is nil, want one, such as that of an Upstream`)
 
 	f := newBackends(t, 1, interopServer)
 	b := f.balancer(nil)
@@ -431,4 +433,29 @@ backstaygrpc: the balancer is nil, want one: a client has none of a service that
 	opts, err := backstaygrpc.DialOptions(b, nil)
 	require.NoError(t, err)
 	require.ErrorContains(t, ask(within(t), connect(t, "backstay:///", opts...)), "want backstay:///orders")
+}
+
+func TestBridgeSharesAClientsServiceWithHTTP(t *testing.T) {
+	f := newBackends(t, 1, interopServer)
+	client, err := backstay.New(&backstay.Config{Services: map[string]backstay.Service{"orders": {
+		Endpoints: f.listed, Breaker: breaker.Config{Consecutive: 3, OpenTime: time.Hour},
+	}}})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close()) }()
+	up, err := client.Upstream("orders")
+	require.NoError(t, err)
+	defer up.Close()
+	conn := bridged(t, up.Balancer(), nil)
+	f.servers[0].code.Store(uint32(codes.Internal))
+	for range 3 {
+		require.Equal(t, codes.Internal, status.Code(ask(within(t), conn)))
+	}
+	require.ErrorIs(t, ask(within(t), conn), breaker.ErrOpen)
+	req, err := http.NewRequestWithContext(within(t), http.MethodGet, "http://orders/", http.NoBody)
+	require.NoError(t, err)
+	resp, err := client.Do(req)
+	if err == nil {
+		require.NoError(t, resp.Body.Close())
+	}
+	require.ErrorIs(t, err, breaker.ErrOpen, "what gRPC has learnt, HTTP knows")
 }
