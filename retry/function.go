@@ -111,6 +111,7 @@ func (c *function[T]) run(a result[T]) (T, error) {
 		}
 		c.retried(c.ctx, c.of, a.o, wait)
 		if cause := sleep(c.ctx, wait, nil); cause != nil {
+			c.frame.GaveUp(string(ReasonCanceled))
 			c.gaveUp(c.ctx, c.of, a.o, ReasonCanceled)
 			return a.value, canceled(cause, a.err)
 		}

@@ -42,7 +42,8 @@ type HedgeConfig struct {
 	// MinDelay is the least that the percentile makes of the delay.
 	// Default: 1ms.
 	MinDelay time.Duration `json:"minDelay,omitempty"`
-	// MaxHedges is how many hedges a call may have, each after another delay.
+	// MaxHedges is how many hedges a call may have, each after another delay, or at
+	// once if the one before has failed and may be tried again.
 	// Default: 1.
 	MaxHedges int `json:"maxHedges,omitempty"`
 	// MaxExtra is how many hedges there may be for each call that may be hedged,

@@ -175,6 +175,7 @@ func (c *exchange) run() (*http.Response, error) {
 			c.held = hold(a.value, c.cfg.DrainLimit, c.cfg.DrainTime)
 		}
 		if err := c.sleep(wait); err != nil {
+			c.frame.GaveUp(string(ReasonCanceled))
 			c.gaveUp(c.ctx, c.subject(), a.o, ReasonCanceled)
 			c.drop()
 			return nil, canceled(err, failure(&a))

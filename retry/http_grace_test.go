@@ -35,10 +35,12 @@ func TestConnectionsOfLosersLiveOnIfTheyHaveAGrace(t *testing.T) {
 	}{{0, 1 + calls}, {time.Minute, 2}} {
 		t.Run(test.grace.String(), func(t *testing.T) {
 			var connections, requests atomic.Int32
-			answered := make(chan struct{}, 1)
+			arrived, answered := make(chan struct{}, 1), make(chan struct{}, 1)
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				loser := requests.Add(1)%2 == 1
+				requests.Add(1)
+				loser := req.Header.Get("Attempt") == "1"
 				if loser {
+					arrived <- struct{}{}
 					select {
 					case <-answered:
 					case <-req.Context().Done():
@@ -63,8 +65,18 @@ func TestConnectionsOfLosersLiveOnIfTheyHaveAGrace(t *testing.T) {
 			}))
 			base := &http.Transport{MaxIdleConnsPerHost: 10}
 			defer base.CloseIdleConnections()
-			hc := &http.Client{Transport: r.Layer(base), Timeout: time.Minute} // which cancels when it has the answer
+			var attempt atomic.Int32
+			numbered := roundTripper(func(req *http.Request) (*http.Response, error) {
+				n := attempt.Add(1)
+				req = req.Clone(req.Context())
+				if req.Header.Set("Attempt", fmt.Sprint(n)); n > 1 {
+					<-arrived // however slow the machine is
+				}
+				return base.RoundTrip(req)
+			})
+			hc := &http.Client{Transport: r.Layer(numbered), Timeout: time.Minute} // which cancels when it has the answer
 			for range calls {
+				attempt.Store(0)
 				idle := make(chan error, 2)
 				ctx, cancel := context.WithCancel(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
 					PutIdleConn: func(err error) { idle <- err },

@@ -244,6 +244,25 @@ func TestEachFurtherHedgeBeginsAfterAnotherDelay(t *testing.T) {
 	})
 }
 
+func TestHedgeAfterOneThatHasFailedBeginsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{steps: []step{hangs, replies(503, ""), after(10*time.Millisecond, replies(200, "third")), hangs}}
+		r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts, c.Hedge.MaxHedges = 10, 2 }))
+		begin := time.Now()
+		resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+		require.NoError(t, err)
+		require.Equal(t, hedgeDelay+10*time.Millisecond, time.Since(begin))
+		require.Equal(t, "third", readAll(t, resp))
+
+		// But not after what is final, nor more than there may be.
+		s = &script{steps: []step{after(time.Second, replies(200, "first")), replies(500, ""), replies(503, "")}}
+		resp, err = r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+		require.NoError(t, err)
+		require.Equal(t, "first", readAll(t, resp))
+		require.Equal(t, 3, s.attempts())
+	})
+}
+
 func TestHedgeThatIsAskedForLessLoadIsTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{steps: []step{after(time.Second, replies(200, "first")), replies(429, ""), replies(200, "third")}}

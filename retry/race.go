@@ -154,7 +154,7 @@ func (r *race[T]) fire() {
 		return
 	}
 	r.mu.Lock()
-	if r.closed {
+	if r.closed || len(r.hedges) >= r.room {
 		r.mu.Unlock()
 		r.budget.Return()
 		r.hedger.refund()
@@ -285,6 +285,8 @@ func (r *race[T]) finish(h *hedge[T]) {
 		r.won = h
 	case a.o.Class == outcome.Throttled:
 		r.closed = true // who asks for less does not get more
+	case a.o.Retry != outcome.Never && !r.closed && len(r.hedges) < r.room:
+		r.timer.Reset(0) // the next one need not wait for one that has failed (gRFC A6)
 	}
 	won := r.won == h // then the budget is told of it as the call's answer
 	first := !late && (r.panicked != nil || r.won != nil)
