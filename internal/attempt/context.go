@@ -74,7 +74,7 @@ func (a *Attempt) real() context.Context {
 	if a.is(told) {
 		return a.rare.real
 	}
-	real, cancel := context.WithCancelCause(a.parent)
+	inner, cancel := context.WithCancelCause(a.parent)
 	a.mu.Lock()
 	if a.is(told) {
 		a.mu.Unlock()
@@ -82,7 +82,7 @@ func (a *Attempt) real() context.Context {
 		return a.rare.real
 	}
 	rare := a.more()
-	rare.real, rare.cancel = real, cancel
+	rare.real, rare.cancel = inner, cancel
 	over, cause := a.state.Or(made|told)&released != 0, rare.cause
 	a.mu.Unlock()
 	if over || cause != nil {
@@ -90,7 +90,7 @@ func (a *Attempt) real() context.Context {
 	} else {
 		a.check()
 	}
-	return real
+	return inner
 }
 
 // over reports whether the attempt was released or has passed a bound, for as

@@ -72,9 +72,9 @@ func (a *Attempt) make() {
 // attempt's. The caller holds the lock, which this gives back.
 func (a *Attempt) endDirect(cause error) {
 	if cause != nil || a.parent.Err() != nil {
-		real, cancel := context.WithCancelCause(a.parent)
+		ended, cancel := context.WithCancelCause(a.parent)
 		cancel(cause)
-		a.more().real = real
+		a.more().real = ended
 		a.state.Or(told)
 	}
 	child := a.child
