@@ -28,7 +28,7 @@ type Client struct {
 	cfg   Config
 	base  http.RoundTripper // what connections are made with; never nil
 	mux   *http.ServeMux    // matches routes; nil if there are none
-	hosts atomic.Pointer[map[hostKey]*service]
+	hosts atomic.Pointer[spelled]
 	shut  atomic.Bool // closing, for those who do not look at hosts
 
 	mu       sync.Mutex // guards what follows, and changes of hosts
@@ -38,8 +38,20 @@ type Client struct {
 	leaving  sync.WaitGroup // services on their way out
 }
 
-// hostKey is what a request's URL says of its service, as it says it.
-type hostKey struct{ scheme, host string }
+// spelled is the services by the scheme and host of the URLs that have named them, as
+// those spell it. It is immutable.
+type spelled struct{ http, https map[string]*service }
+
+// of returns the map for a scheme, which is nil for one that nobody can be called by.
+func (s *spelled) of(scheme string) map[string]*service {
+	switch scheme {
+	case "http":
+		return s.http
+	case "https":
+		return s.https
+	}
+	return nil
+}
 
 // New returns a client. A nil cfg means every default. The error joins all that
 // is wrong with cfg. Close the client when it is no longer needed.
@@ -61,7 +73,7 @@ func New(cfg *Config) (*Client, error) {
 	if c.mux, err = c.cfg.validate(); err != nil {
 		return nil, err
 	}
-	c.hosts.Store(new(map[hostKey]*service))
+	c.hosts.Store(new(spelled))
 	c.Client = &http.Client{Transport: c}
 	for name := range c.cfg.Services {
 		s, err := newService(c, name, false)
@@ -100,7 +112,7 @@ func (c *Client) enter(req *http.Request, now time.Time) (*service, error) {
 		return nil, &RequestError{Err: errors.New("URL is nil, want one with a scheme and a host")}
 	}
 	for {
-		s := (*c.hosts.Load())[hostKey{u.Scheme, u.Host}]
+		s := c.hosts.Load().of(u.Scheme)[u.Host]
 		if s == nil {
 			var err error
 			if s, err = c.find(req); s == nil || err != nil {
@@ -162,18 +174,19 @@ func (c *Client) admit(u *url.URL, name string, fresh *service) (*service, error
 		}
 	}
 	if u.Host == name { // else spellings without end
-		c.spell(func(hosts map[hostKey]*service) { hosts[hostKey{u.Scheme, u.Host}] = s })
+		c.spell(func(hosts *spelled) { hosts.of(u.Scheme)[u.Host] = s })
 	}
 	return s, nil
 }
 
-// spell changes the map that RoundTrip reads. c.mu is held.
-func (c *Client) spell(change func(map[hostKey]*service)) {
-	old := *c.hosts.Load()
-	hosts := make(map[hostKey]*service, len(old)+1)
-	maps.Copy(hosts, old)
+// spell changes what RoundTrip reads. c.mu is held.
+func (c *Client) spell(change func(*spelled)) {
+	old := c.hosts.Load()
+	hosts := &spelled{http: make(map[string]*service), https: make(map[string]*service)}
+	maps.Copy(hosts.http, old.http)
+	maps.Copy(hosts.https, old.https)
 	change(hosts)
-	c.hosts.Store(&hosts)
+	c.hosts.Store(hosts)
 }
 
 // target is u without what may be secret.
@@ -286,7 +299,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	c.closing = true
 	services := c.list()
-	c.hosts.Store(new(map[hostKey]*service))
+	c.hosts.Store(new(spelled))
 	c.mu.Unlock()
 	var err error
 	for _, s := range services {
@@ -306,7 +319,7 @@ func (c *Client) Close() error {
 	c.closing = true
 	services := c.list()
 	c.services = make(map[string]*service)
-	c.hosts.Store(new(map[hostKey]*service))
+	c.hosts.Store(new(spelled))
 	if c.sweeper != nil {
 		c.sweeper.Stop()
 	}

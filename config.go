@@ -100,8 +100,8 @@ type Service struct {
 	// Subsets are groups of nodes by their metadata, for Split and
 	// [balancer.WithSubset]. Default: none.
 	Subsets map[string]balancer.Subset `json:"subsets,omitempty"`
-	// HashKey says what of a request is the key for policies that hash.
-	// Default: nothing but what balancer.WithKey sets.
+	// HashKey says what of a request is the key, for a Policy that hashes; with
+	// another it is an error. Default: nothing but what balancer.WithKey sets.
 	HashKey balancer.HashKey `json:"hashKey,omitzero"`
 	// Override is On where [balancer.WithNode] is heeded. Default: Off.
 	Override Switch `json:"override,omitempty"`
@@ -252,6 +252,9 @@ func (c *Config) service(name string) Service {
 		s.Endpoints = nil
 	case own.Resolver == nil && own.Endpoints != nil:
 		s.Resolver = nil
+	}
+	if keys, ok := s.Policy.(balancer.KeyReader); own.HashKey == (balancer.HashKey{}) && (!ok || !keys.ReadsKeys()) {
+		s.HashKey = balancer.HashKey{} // Default's is for another policy
 	}
 	return s
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaytest"
+	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/discovery"
 	"github.com/backstay/backstay/limit"
@@ -205,6 +206,19 @@ func TestServicesOwnEndpointsAndResolverReplaceTheDefaults(t *testing.T) {
 }
 
 // Settings go from the service to the route field by field, also within a part.
+// A key that a service inherits is for its policy only if that goes by keys; one of its
+// own would be a mistake.
+func TestInheritedHashKeyIsForPoliciesThatHash(t *testing.T) {
+	cfg := backstay.Config{
+		Default:  backstay.Service{Policy: balancer.Rendezvous{}, HashKey: balancer.HashKey{Header: "X-User"}},
+		Services: map[string]backstay.Service{"even": {Policy: balancer.RoundRobin{}}, "hashed": {Policy: balancer.Maglev{}}},
+	}
+	newClient(t, &cfg)
+	cfg.Services["even"] = backstay.Service{Policy: balancer.RoundRobin{}, HashKey: balancer.HashKey{Header: "X-User"}}
+	_, err := backstay.New(&cfg)
+	require.ErrorContains(t, err, `Services["even"]: balancer: HashKey is {Header:X-User Cookie: Query:}, want a Policy that goes by keys`)
+}
+
 func TestRouteInheritsWithinAPart(t *testing.T) {
 	base := &recording{next: always(500)}
 	c := newClient(t, &backstay.Config{

@@ -56,7 +56,7 @@ func codeDefaults(t *testing.T) map[string]string {
 	t.Helper()
 	defaults := make(map[string]string)
 	for _, f := range sourceTree(t).Files {
-		if f.Test || f.Module != "." || strings.Contains(f.Path, "internal/") || path.Dir(f.Path) == "backstaytest" {
+		if f.Test || f.Module != "." && f.Module != "backstaygrpc" || strings.Contains(f.Path, "internal/") || path.Dir(f.Path) == "backstaytest" {
 			continue
 		}
 		ast.Inspect(f.Syntax, func(n ast.Node) bool {

@@ -165,6 +165,9 @@ func (l *load) quit() {
 // end stops the callers and checks what must hold at any time.
 func (l *load) end() {
 	l.t.Helper()
+	for l.calls.Load() <= enough && len(l.lost) == 0 { // a slow machine takes longer
+		l.run(10 * time.Millisecond)
+	}
 	l.quit()
 	select {
 	case err := <-l.lost:
@@ -173,8 +176,10 @@ func (l *load) end() {
 	}
 	require.Empty(l.t, l.fleet.Repeated(), "a POST without a key was sent twice")
 	require.NotZero(l.t, l.posts.Load())
-	require.Greater(l.t, l.calls.Load(), int64(200), "there was load")
 }
+
+// enough is how many calls are a load.
+const enough = 200
 
 // caller makes one call after the other, with pauses.
 func (l *load) caller(i int) {

@@ -1,6 +1,7 @@
 package backstay
 
 import (
+	"maps"
 	"time"
 
 	"github.com/backstay/backstay/internal/clock"
@@ -74,11 +75,9 @@ func (c *Client) release(s *service) bool {
 		return false
 	}
 	delete(c.services, s.name)
-	c.spell(func(hosts map[hostKey]*service) {
-		for k, other := range hosts {
-			if other == s {
-				delete(hosts, k)
-			}
+	c.spell(func(hosts *spelled) {
+		for _, by := range [...]map[string]*service{hosts.http, hosts.https} {
+			maps.DeleteFunc(by, func(_ string, other *service) bool { return other == s })
 		}
 	})
 	c.leaving.Go(s.close)

@@ -1,6 +1,7 @@
 package backstay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -145,7 +146,7 @@ func (p *problems) service(where string, s *Service) {
 	p.add(where+".Breaker", err)
 	p.add(where, balancer.Config{
 		PanicThreshold: s.PanicThreshold, Overprovisioning: s.Overprovisioning, Zones: s.Zones, Subsets: s.Subsets,
-		Outliers: s.Outliers, Health: s.Health, Conns: s.Conns, Policy: s.Policy,
+		Outliers: s.Outliers, Health: s.Health, Conns: s.Conns, Policy: s.Policy, HashKey: s.HashKey,
 	}.Validate())
 	p.add(where, s.Split.Validate(s.Subsets))
 	if s.Breaker.Classifier != nil || s.Breaker.Classify != nil {
@@ -208,7 +209,10 @@ func (p *problems) route(where string, r *Route, b *breaker.Config) {
 	unset("Retry.Budget", again.Budget == nil, "the service's Budget")
 	unset("Retry.Classifier", again.Classifier == nil, "the service's Classifier")
 	unset("Retry.Observer", again.Observer == nil, "the client's Observer")
-	again.Timeout, again.AttemptTimeout = r.Timeout, 0 // hedges have to come in time
+	again.Timeout, again.AttemptTimeout = r.Timeout, cmp.Or(r.AttemptTimeout, defaultAttemptTimeout) // hedges have to come in time
+	if r.Timeout > 0 && again.AttemptTimeout > r.Timeout {
+		again.AttemptTimeout = 0 // said below if it is set
+	}
 	_, err := retry.New(&again)
 	p.add(where+".Retry", err)
 	if r.Timeout > 0 && r.AttemptTimeout > r.Timeout {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaytest"
+	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/cache"
 	"github.com/backstay/backstay/discovery"
@@ -57,6 +58,8 @@ var mistakes = []struct {
 	{"endpoint twice", func(s *backstay.Service) { s.Endpoints = discovery.Addrs("a", "b", "a") }, `.Endpoints[2]: "a" is Endpoints[0] already, want each once`},
 	{"endpoints and resolver", func(s *backstay.Service) { s.Endpoints, s.Resolver = discovery.Addrs("a"), itself }, ": Endpoints and Resolver are both set, want one of them"},
 	{"layer", func(s *backstay.Service) { s.PerAttempt = make([]func(http.RoundTripper) http.RoundTripper, 1) }, ": PerAttempt[0] is nil, want a layer"},
+	{"hash key", func(s *backstay.Service) { s.HashKey.Query = "user" }, ": balancer: HashKey is {Header: Cookie: Query:user}, want a Policy that goes by keys, such as Rendezvous; have the default one"},
+	{"bound", func(s *backstay.Service) { s.Policy = balancer.Maglev{Bound: .5} }, ": balancer: Maglev.Bound is 0.5, want a finite number >= 1, or below 0 for no bound"},
 	{"h2c", func(s *backstay.Service) { s.H2C = 7 }, ": H2C is 7, want On or Off"},
 	{"observe", func(s *backstay.Service) { s.Observe = 7 }, ": Observe is 7, want On or Off"},
 }
@@ -71,6 +74,12 @@ var routeMistakes = []struct {
 	{"retry wait", func(r *backstay.Route) { r.Retry.Backoff = retry.Backoff{Base: time.Second, Max: time.Millisecond} }, ".Retry: retry: Backoff.Max is 1ms, want >= Backoff.Base (1s)"},
 	{"longest retry wait", func(r *backstay.Route) { r.Retry.Backoff.Max = -1 }, ".Retry: retry: Backoff.Max is -1ns, want > 0"},
 	{"throttled wait", func(r *backstay.Route) { r.Retry.Backoff.ThrottledBase = time.Minute }, ".Retry: retry: Backoff.Max is 2s, want >= Backoff.ThrottledBase (1m0s)"},
+	{"retry wait for longer than the call", func(r *backstay.Route) { r.Timeout, r.Retry.Backoff.Base = time.Second, time.Second }, ".Retry: retry: Backoff.Base is 1s, want less than Timeout (1s)"},
+	{"hedge after the attempt", func(r *backstay.Route) { r.AttemptTimeout, r.Retry.Hedge.Delay = time.Second, time.Second }, ".Retry: retry: Hedge.Delay is 1s, want less than AttemptTimeout (1s), which would be first"},
+	{"hedge after the attempt by default", func(r *backstay.Route) { r.Retry.Hedge.Delay = time.Minute }, ".Retry: retry: Hedge.Delay is 1m0s, want less than AttemptTimeout (10s), which would be first"},
+	{"hedges after the call", func(r *backstay.Route) {
+		r.Timeout, r.Retry.Hedge = time.Second, retry.HedgeConfig{Delay: time.Second / 2, MaxHedges: 2}
+	}, ".Retry: retry: Hedge.Delay is 500ms, want less than Timeout (1s) with all 2 hedges together"},
 	{"retry status", func(r *backstay.Route) { r.Retry.Statuses = []int{500, 200} }, ".Retry: retry: Statuses is 200, want from 400 to 599"},
 	{"retry timeout", func(r *backstay.Route) { r.Retry.Timeout = time.Second }, ": Retry.Timeout is set, want none: Timeout says it"},
 	{"retry attempt timeout", func(r *backstay.Route) { r.Retry.AttemptTimeout = -1 }, ": Retry.AttemptTimeout is set, want none: AttemptTimeout says it"},

@@ -92,7 +92,8 @@ func splitMethod(full string) (service, method string, ok bool) {
 // DialOptions has a *grpc.ClientConn, which some libraries insist on, send its calls to
 // the nodes of b:
 //
-//	opts, err := backstaygrpc.DialOptions(client.Balancer("orders"), nil)
+//	up, err := client.Upstream("orders")
+//	opts, err := backstaygrpc.DialOptions(up.Balancer(), nil)
 //	conn, err := grpc.NewClient("backstay:///orders", append(opts, creds)...)
 //
 // The target's path is the name for TLS and for the :authority. Every policy, subsets,
@@ -101,7 +102,7 @@ func splitMethod(full string) (service, method string, ok bool) {
 // is ready are passed over, and each node has one connection, made by gRPC with the
 // connection's own options. b remains its owner's, who closes it after the connections;
 // a *backstay.Client does so with a service that has not been called for long, unless
-// it is listed in Config.Services.
+// it is listed in Config.Services or somebody holds it by an Upstream.
 //
 // As long as connections are being made, calls wait; when none can be made, they fail
 // with Unavailable, except those that wait for ready (gRPC's wait_for_ready). What b
@@ -126,7 +127,7 @@ func DialOptions(b *balancer.Balancer, cfg *BridgeConfig) ([]grpc.DialOption, er
 	}
 	errs := set.validate()
 	if b == nil {
-		errs = append(errs, errors.New("backstaygrpc: the balancer is nil, want one: a client has none of a service that is neither listed nor called yet"))
+		errs = append(errs, errors.New("backstaygrpc: the balancer is nil, want one, such as that of an Upstream"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -169,28 +170,19 @@ func (r sharedResolver) Close()                                {}
 type rules struct {
 	classifier   Classifier
 	hash         string
-	neutral      map[string]bool // methods
-	neutralAll   map[string]bool // services, with a slash around
+	neutral      map[string]bool // methods, and services with a slash at their end
 	loadInterval time.Duration
 }
 
 func newRules(cfg *BridgeConfig) *rules {
 	r := &rules{classifier: cfg.Classifier, hash: cfg.HashMetadata, loadInterval: cfg.LoadInterval}
+	if len(cfg.LatencyNeutral) > 0 {
+		r.neutral = make(map[string]bool)
+	}
 	for _, full := range cfg.LatencyNeutral {
-		if service, ok := strings.CutSuffix(full, "*"); ok {
-			set(&r.neutralAll, service)
-		} else {
-			set(&r.neutral, full)
-		}
+		r.neutral[strings.TrimSuffix(full, "*")] = true
 	}
 	return r
-}
-
-func set(m *map[string]bool, key string) {
-	if *m == nil {
-		*m = make(map[string]bool)
-	}
-	(*m)[key] = true
 }
 
 // aim has the call go where the rules, and its context, say.
@@ -203,8 +195,8 @@ func (r *rules) aim(b *balancer.Balancer, info *grpcbalancer.PickInfo, c *balanc
 			}
 		}
 	}
-	if r.neutral != nil || r.neutralAll != nil {
+	if r.neutral != nil {
 		method := info.FullMethodName
-		c.LatencyNeutral = r.neutral[method] || r.neutralAll[method[:strings.LastIndexByte(method, '/')+1]]
+		c.LatencyNeutral = r.neutral[method] || r.neutral[method[:strings.LastIndexByte(method, '/')+1]]
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc/attributes"
 	grpcbalancer "google.golang.org/grpc/balancer"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/outcome"
 )
 
 func attributesOf(s *shared) *attributes.Attributes { return attributes.New(sharedKey{}, s) }
@@ -234,6 +236,7 @@ func (g *bridge) connect(to *behind, nodes []*balancer.Node) {
 		}
 		s := &sub{addrs: addrs, to: to, node: n, state: connectivity.Connecting}
 		if err == nil {
+			//nolint:staticcheck // deprecated for several addresses only, and there is nothing else yet
 			s.conn, err = g.cc.NewSubConn(addrs, grpcbalancer.NewSubConnOptions{
 				HealthCheckEnabled: true, // if the service config wants it
 				StateListener:      func(state grpcbalancer.SubConnState) { g.listen(s, state) },
@@ -317,6 +320,7 @@ func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 		s.failed, s.err = false, nil
 	case connectivity.TransientFailure:
 		s.failed, s.err = true, state.ConnectionError
+	case connectivity.Idle, connectivity.Connecting, connectivity.Shutdown:
 	}
 	// Whether a connection is idle or being made makes no difference to picks.
 	differs := (was == connectivity.Ready) != (s.state == connectivity.Ready) || s.failed != failed
@@ -372,10 +376,11 @@ func (g *bridge) state(to *behind, nodes []*balancer.Node) grpcbalancer.State {
 			Picker:            failing{plain(&Error{Service: to.Service(), Err: err})},
 		}
 	}
-	_, err := p.view.TryAcquire(balancer.Call{})
-	if err == nil || errors.Is(err, balancer.ErrNoNodes) && !to.Snapshot().Known {
-		// Nobody has looked yet, or the nodes have come since: then there is another
-		// poke on its way.
+	lease, err := p.view.TryAcquire(balancer.Call{})
+	lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Neutral})
+	if s := to.Snapshot(); err == nil || s.Total > 0 || errors.Is(err, balancer.ErrNoNodes) && !s.Known {
+		// Nobody has looked yet, or nodes or an error have come since we began: then
+		// there is another poke on its way.
 		return grpcbalancer.State{ConnectivityState: connectivity.Connecting, Picker: failing{grpcbalancer.ErrNoSubConnAvailable}}
 	}
 	return grpcbalancer.State{ConnectivityState: connectivity.TransientFailure, Picker: failing{refusal(to.Service(), err)}}

@@ -107,10 +107,13 @@ func (s *fakeSub) RegisterHealthListener(listener func(grpcbalancer.SubConnState
 // build builds one of gRPC's balancers over fake connections.
 func build(t testing.TB, name string, conn *fakeConn) grpcbalancer.Balancer {
 	t.Helper()
-	target := resolver.Target{URL: url.URL{Scheme: "dns", Path: "/orders"}}
-	b := grpcbalancer.Get(name).Build(conn, grpcbalancer.BuildOptions{Target: target})
+	b := grpcbalancer.Get(name).Build(conn, grpcbalancer.BuildOptions{Target: ordersTarget()})
 	t.Cleanup(b.Close)
 	return b
+}
+
+func ordersTarget() resolver.Target {
+	return resolver.Target{URL: url.URL{Scheme: "dns", Path: "/orders"}}
 }
 
 func stateOfNodes(n int, cfg serviceconfig.LoadBalancingConfig) grpcbalancer.ClientConnState {

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/interop"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
 
 	"github.com/backstay/backstay/backstaygrpc"
@@ -172,7 +171,7 @@ func connect(t testing.TB, target string, opts ...grpc.DialOption) *grpc.ClientC
 
 // ask makes a unary call.
 func ask(ctx context.Context, conn grpc.ClientConnInterface, opts ...grpc.CallOption) error {
-	_, err := testgrpc.NewTestServiceClient(conn).EmptyCall(ctx, new(testpb.Empty), opts...)
+	_, err := testgrpc.NewTestServiceClient(conn).EmptyCall(ctx, new(testgrpc.Empty), opts...)
 	return err
 }
 

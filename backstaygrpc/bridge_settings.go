@@ -180,7 +180,7 @@ func parsePolicy(data json.RawMessage) (balancer.Policy, error) {
 		if err := readFields(fields, p); err != nil {
 			return nil, fmt.Errorf("policy %q: %w", name, err)
 		}
-		policy, _ := reflect.ValueOf(p).Elem().Interface().(balancer.Policy)
+		policy, _ := reflect.TypeAssert[balancer.Policy](reflect.ValueOf(p).Elem())
 		return policy, nil
 	}
 	return nil, nil

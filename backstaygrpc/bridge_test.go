@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -15,10 +16,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaygrpc"
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
@@ -107,7 +108,7 @@ func TestBridgeTakesACallersCancelForNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(within(t))
 	stream, err := testgrpc.NewTestServiceClient(conn).FullDuplexCall(ctx)
 	require.NoError(t, err)
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err)
 	cancel()
@@ -125,7 +126,7 @@ func TestBridgeCountsAStreamAsAnsweredAtItsFirstMessage(t *testing.T) {
 	require.NoError(t, err)
 	n := b.Nodes()[0]
 	require.Equal(t, 1, n.Awaiting())
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err)
 	require.Zero(t, n.Awaiting())
@@ -133,7 +134,7 @@ func TestBridgeCountsAStreamAsAnsweredAtItsFirstMessage(t *testing.T) {
 	require.EqualValues(t, 1, b.Snapshot().Nodes[0].Answered)
 
 	// It breaks later, which counts once.
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseStatus: &testpb.EchoStatus{Code: int32(codes.Internal)}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseStatus: &testgrpc.EchoStatus{Code: int32(codes.Internal)}}))
 	_, err = stream.Recv()
 	require.Equal(t, codes.Internal, status.Code(err))
 	idle(t, b)
@@ -270,7 +271,7 @@ func TestBridgeFollowsTheSet(t *testing.T) {
 	}
 	require.Equal(t, []int64{before[0], before[1], before[2] + 20}, f.calls())
 
-	require.NoError(t, stream.Send(&testpb.StreamingOutputCallRequest{ResponseParameters: []*testpb.ResponseParameters{{Size: 1}}}))
+	require.NoError(t, stream.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}))
 	_, err = stream.Recv()
 	require.NoError(t, err, "what the node has goes on")
 	require.NoError(t, stream.CloseSend())
@@ -389,6 +390,7 @@ func TestBridgeOverABalancerThatIsClosed(t *testing.T) {
 	conn := bridged(t, b, nil)
 	require.NoError(t, ask(within(t), conn))
 	require.NoError(t, b.Close())
+	soon(t, func() bool { return ask(within(t), conn) != nil }, "it has heard of it")
 	for _, wait := range []bool{false, true} {
 		err := ask(within(t), conn, grpc.WaitForReady(wait))
 		require.ErrorIs(t, err, balancer.ErrClosed)
@@ -419,7 +421,7 @@ func TestBridgeRefusesWhatCannotWork(t *testing.T) {
 	require.EqualError(t, err, `backstaygrpc: HashMetadata is "X-User", want a key of metadata in lower case
 backstaygrpc: LatencyNeutral[0] is "Watch", want /service/method or /service/*
 backstaygrpc: LoadInterval is 1ms, want >= 10ms
-backstaygrpc: the balancer is nil, want one: a client has none of a service that is neither listed nor called yet`)
+backstaygrpc: the balancer is nil, want one, such as that of an Upstream`)
 
 	f := newBackends(t, 1, interopServer)
 	b := f.balancer(nil)
@@ -431,4 +433,29 @@ backstaygrpc: the balancer is nil, want one: a client has none of a service that
 	opts, err := backstaygrpc.DialOptions(b, nil)
 	require.NoError(t, err)
 	require.ErrorContains(t, ask(within(t), connect(t, "backstay:///", opts...)), "want backstay:///orders")
+}
+
+func TestBridgeSharesAClientsServiceWithHTTP(t *testing.T) {
+	f := newBackends(t, 1, interopServer)
+	client, err := backstay.New(&backstay.Config{Services: map[string]backstay.Service{"orders": {
+		Endpoints: f.listed, Breaker: breaker.Config{Consecutive: 3, OpenTime: time.Hour},
+	}}})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close()) }()
+	up, err := client.Upstream("orders")
+	require.NoError(t, err)
+	defer up.Close()
+	conn := bridged(t, up.Balancer(), nil)
+	f.servers[0].code.Store(uint32(codes.Internal))
+	for range 3 {
+		require.Equal(t, codes.Internal, status.Code(ask(within(t), conn)))
+	}
+	require.ErrorIs(t, ask(within(t), conn), breaker.ErrOpen)
+	req, err := http.NewRequestWithContext(within(t), http.MethodGet, "http://orders/", http.NoBody)
+	require.NoError(t, err)
+	resp, err := client.Do(req)
+	if err == nil {
+		require.NoError(t, resp.Body.Close())
+	}
+	require.ErrorIs(t, err, breaker.ErrOpen, "what gRPC has learnt, HTTP knows")
 }

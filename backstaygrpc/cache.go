@@ -185,9 +185,8 @@ func (c *Cache) load(ctx context.Context, key string, ttl time.Duration, u *unar
 	case err != nil && ctx.Err() != nil:
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
-	var panicked *cache.PanicError
-	if errors.As(err, &panicked) {
-		panic(panicked) // as it would have without a cache
+	if panicked, ok := errors.AsType[*cache.PanicError](err); ok {
+		panic(panicked) //nolint:forbidigo // somebody else's: as it would have been without a cache
 	}
 	return k, err
 }

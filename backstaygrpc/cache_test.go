@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
+
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -75,19 +75,19 @@ func listed() *backstaygrpc.CacheConfig {
 }
 
 // declare registers a service with a method of each level.
-var declare = sync.OnceValue(func() error { //nolint:gochecknoglobals // descriptors are registered once in a process
+var declare = sync.OnceValue(func() error {
 	levels := []descriptorpb.MethodOptions_IdempotencyLevel{
 		descriptorpb.MethodOptions_IDEMPOTENCY_UNKNOWN, descriptorpb.MethodOptions_NO_SIDE_EFFECTS, descriptorpb.MethodOptions_IDEMPOTENT,
 	}
-	s := &descriptorpb.ServiceDescriptorProto{Name: proto.String("Declared")}
+	s := &descriptorpb.ServiceDescriptorProto{Name: new("Declared")}
 	for i, level := range levels {
 		s.Method = append(s.Method, &descriptorpb.MethodDescriptorProto{
-			Name: proto.String(fmt.Sprintf("M%d", i)), InputType: proto.String(".google.protobuf.StringValue"),
-			OutputType: proto.String(".google.protobuf.StringValue"), Options: &descriptorpb.MethodOptions{IdempotencyLevel: level.Enum()},
+			Name: new(fmt.Sprintf("M%d", i)), InputType: new(".google.protobuf.StringValue"),
+			OutputType: new(".google.protobuf.StringValue"), Options: &descriptorpb.MethodOptions{IdempotencyLevel: level.Enum()},
 		})
 	}
 	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String("backstay/cache_test.proto"), Package: proto.String("backstay.cachetest"), Syntax: proto.String("proto3"),
+		Name: new("backstay/cache_test.proto"), Package: new("backstay.cachetest"), Syntax: new("proto3"),
 		Dependency: []string{"google/protobuf/wrappers.proto"}, Service: []*descriptorpb.ServiceDescriptorProto{s},
 	}, protoregistry.GlobalFiles)
 	if err != nil {

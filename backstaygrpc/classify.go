@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/outcome"
 )
 
@@ -88,18 +89,36 @@ func Classify(err error, trailer metadata.MD) outcome.Outcome {
 	return o
 }
 
-// statusOf returns the status that err itself or what it wraps bears. The timeouts
-// of ours may be around an earlier attempt's status, which is not theirs.
+// statusOf returns the status that err itself or what it wraps bears. The timeouts of
+// ours may be around an earlier attempt's status, and the refusal of an open breaker is
+// around that of an earlier call: those are not theirs.
 func statusOf(err error) (*status.Status, bool) {
 	if _, ours := errors.AsType[*outcome.TimeoutError](err); ours {
 		return nil, false
 	}
-	var bearer interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &bearer) {
-		return nil, false
+	return bornBy(err)
+}
+
+func bornBy(err error) (*status.Status, bool) {
+	for err != nil {
+		//nolint:errorlint // this is errors.As, but for what it must not see through
+		switch e := err.(type) {
+		case *breaker.OpenError:
+			return nil, false
+		case interface{ GRPCStatus() *status.Status }:
+			st := e.GRPCStatus()
+			return st, st != nil
+		case interface{ Unwrap() []error }:
+			for _, joined := range e.Unwrap() {
+				if st, ok := bornBy(joined); ok {
+					return st, true
+				}
+			}
+			return nil, false
+		}
+		err = errors.Unwrap(err)
 	}
-	st := bearer.GRPCStatus()
-	return st, st != nil
+	return nil, false
 }
 
 // The keys of metadata, which are HTTP's header in lower case.

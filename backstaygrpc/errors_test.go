@@ -48,6 +48,10 @@ func TestRefusalsAreUnavailableAndSayWhoRefusedAndWhy(t *testing.T) {
 		after  time.Duration
 	}{
 		{&breaker.OpenError{Key: "orders/a", RetryAfter: time.Second}, backstaygrpc.ReasonBreaker, "breaker", time.Second},
+		{
+			&breaker.OpenError{Key: "orders/a", RetryAfter: time.Second, Err: status.Error(codes.Internal, "an earlier call's")},
+			backstaygrpc.ReasonBreaker, "breaker", time.Second,
+		},
 		{&limit.FullError{Key: "orders", Max: 3}, backstaygrpc.ReasonConcurrency, "limit", 0},
 		{&limit.RateError{Key: "orders", RetryAfter: time.Minute}, backstaygrpc.ReasonRate, "limit", time.Minute},
 		{&balancer.Error{Service: "orders", Err: balancer.ErrNoNodes}, backstaygrpc.ReasonNoEndpoints, "", 0},

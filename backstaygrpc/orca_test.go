@@ -7,7 +7,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
-	testpb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/orca"
 
 	"github.com/backstay/backstay/backstaygrpc"
@@ -30,7 +29,7 @@ func TestORCAReportsInTrailersReachTheNodes(t *testing.T) {
 	} {
 		b := f.balancer(&balancer.Config{Policy: policy})
 		conn := bridged(t, b, nil)
-		_, err := testgrpc.NewTestServiceClient(conn).UnaryCall(within(t), new(testpb.SimpleRequest))
+		_, err := testgrpc.NewTestServiceClient(conn).UnaryCall(within(t), new(testgrpc.SimpleRequest))
 		require.NoError(t, err)
 		idle(t, b)
 		r, ok := b.Nodes()[0].Reported(time.Now())

@@ -206,8 +206,7 @@ func TestServerPropagateHeedsTheCaller(t *testing.T) {
 func TestServerPropagateSaysWhyTheCallHasEnded(t *testing.T) {
 	conn := servingWith(t, handlers{chat: func(s grpc.ServerStream) error {
 		<-s.Context().Done()
-		var late *propagate.DeadlineError
-		if !errors.As(context.Cause(s.Context()), &late) {
+		if _, ok := errors.AsType[*propagate.DeadlineError](context.Cause(s.Context())); !ok {
 			return status.Error(codes.Internal, "no cause")
 		}
 		return status.Error(codes.Aborted, "in time")

@@ -55,7 +55,6 @@ func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Att
 			c.Avoid = append(slices.Clip(c.Avoid), n)
 		}
 	}
-	tried := len(c.Avoid) > 0
 	c.LatencyNeutral = c.LatencyNeutral || frame.LatencyNeutral()
 	if subset := frame.Subset(); subset != "" {
 		c.Subset = subset
@@ -72,25 +71,34 @@ func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Att
 			defer cancel()
 		}
 	}
+	return b.leaseFor(ctx, c, frame, &a.lease)
+}
+
+// leaseFor takes the lease for an attempt of frame's call, which has been sent to the nodes
+// in c.Avoid.
+func (b *Balancer) leaseFor(ctx context.Context, c *Call, frame *call.Frame, l *Lease) error {
+	first := len(c.Avoid) == 0
 	for tries := 0; ; tries++ {
-		if err := b.acquire(ctx, c, frame, &a.lease); err != nil {
+		if err := b.acquire(ctx, c, frame, l); err != nil {
 			if _, none := errors.AsType[*Error](err); none {
 				frame.Refused("", "", err)
 			}
 			return err
 		}
-		n := a.lease.node
-		if frame.Elsewhere() && (!tried || c.avoids(n)) {
-			a.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-			return &Error{Service: b.service, Err: ErrNoOther}
-		}
-		if tries == 2 || !n.hasLeft() {
+		n := l.node
+		elsewhere := !frame.Elsewhere() || !first && !c.avoids(n)
+		if elsewhere && (tries == 2 || !n.hasLeft()) {
 			return nil
+		}
+		l.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
+		*l = Lease{}
+		if !elsewhere {
+			// There is no other node, or the attempt that this one is to hedge has not
+			// got one yet.
+			return &Error{Service: b.service, Err: ErrNoOther}
 		}
 		// It has left since it was picked, and its connections may be closed. From
 		// here on a node that leaves sees the lease and waits for it.
-		a.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-		a.lease = Lease{}
 		c.Avoid = append(slices.Clip(c.Avoid), n)
 	}
 }

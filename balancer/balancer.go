@@ -47,6 +47,7 @@ type Balancer struct {
 	ctx    context.Context //nolint:containedctx // the life of the balancer's goroutines
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
+	dials  dials
 
 	mu        sync.Mutex // guards what follows; never held while picking or calling out
 	nodes     map[string]*Node
@@ -121,8 +122,7 @@ func start(service string, r discovery.Resolver, cfg Config) *Balancer {
 	}
 	b.reads = readsReports(b.cfg.Policy)
 	b.tallyShift = tallyShift(cmp.Or(b.cfg.Breaker.Window, 10*time.Second))
-	keys, ok := b.cfg.Policy.(KeyReader)
-	b.pinned = ok && keys.ReadsKeys() || b.cfg.Override || len(b.cfg.Subsets) > 0
+	b.pinned = readsKeys(b.cfg.Policy) || b.cfg.Override || len(b.cfg.Subsets) > 0
 	if b.cfg.Breaker.SlowTime > 0 || b.cfg.Breaker.Consecutive > 0 || b.cfg.Breaker.RampUp > 0 {
 		b.closedGate = gateAsk // these want to see every call
 	}
@@ -487,9 +487,10 @@ func (b *Balancer) setEjected(key string, until int64) error {
 
 // Close ends the balancer: the resolver is let go, calls that wait for nodes
 // fail with ErrClosed, and so do later ones; connections made by its layers are
-// closed, whatever is still going on over them. It waits for the balancer's
-// goroutines, which takes as long as the resolver takes to leave its watch. It
-// may be called more than once.
+// closed, whatever is still going on over them, and dials are ended. It waits for
+// the balancer's goroutines, which takes as long as the resolver takes to leave its
+// watch, and for a second at most for a dialer that does not heed its context. It may
+// be called more than once.
 func (b *Balancer) Close() error {
 	b.mu.Lock()
 	first := !b.closed
@@ -521,6 +522,7 @@ func (b *Balancer) Close() error {
 		}
 	}
 	b.work.Wait()
+	b.dials.wait(dialersTime)
 	b.notify()
 	return nil
 }

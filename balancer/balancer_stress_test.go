@@ -70,6 +70,8 @@ func TestStressCallsWhileEverythingChanges(t *testing.T) {
 			every := make(map[*balancer.Node]bool)
 			stop := make(chan struct{})
 			var wg sync.WaitGroup
+			end := sync.OnceFunc(func() { close(stop); wg.Wait() })
+			defer end()
 			keys := []string{"", "a", "b"}
 			outcomes := []outcome.Outcome{success, success, success, success, failure, failure, throttled(time.Microsecond), cancelled, deadline}
 			crowd(&wg, 6, stop, func(random *rand.Rand) {
@@ -123,10 +125,9 @@ func TestStressCallsWhileEverythingChanges(t *testing.T) {
 					}
 				}
 			})
-			<-time.After(300 * time.Millisecond)
+			<-time.After(100 * time.Millisecond)
 			eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(every) > 2*most }, "nodes do not come and go")
-			close(stop)
-			wg.Wait()
+			end()
 			for _, n := range b.Nodes() {
 				every[n] = true
 			}
@@ -239,7 +240,8 @@ func TestStressNoCallIsLostWhileNodesComeAndGo(t *testing.T) {
 			fleet := backstaytest.NewFleet(t, 4, &backstaytest.FleetConfig{Protocol: p})
 			list := fleet.Endpoints()
 			f := newFeed(list...)
-			b, err := balancer.New(fleet.Service, atOnce(f), nil)
+			cfg := unhurried(balancer.Config{})
+			b, err := balancer.New(fleet.Service, atOnce(f), &cfg)
 			require.NoError(t, err)
 			defer b.Close()
 			require.NoError(t, b.Ready(t.Context()))

@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -50,6 +51,14 @@ const (
 	countNodes = 128
 	countEvery = int64(time.Millisecond)
 )
+
+// validateBound returns what is wrong with the bound of a policy.
+func validateBound(policy string, bound float64) error {
+	if bound <= 0 || bound >= 1 && finite(bound) {
+		return nil
+	}
+	return fmt.Errorf("balancer: %s.Bound is %v, want a finite number >= 1, or below 0 for no bound", policy, bound)
+}
 
 func (b *bounded) init(nodes []*Node, seed uint64, bound float64, source rand.Source) {
 	switch {

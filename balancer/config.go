@@ -20,7 +20,10 @@ import (
 type Config struct {
 	// Policy chooses among the eligible nodes. Default: P2C{} with PeakEWMA.
 	Policy Policy `json:"-"`
-	// Breaker is how each node's breaker behaves. Default: breaker's defaults.
+	// Breaker is how each node's breaker behaves. A node whose breaker has closed
+	// regains its calls by its answers: it is full, as with MaxConcurrency, as long
+	// as more await an answer than it has shown that it can bear.
+	// Default: breaker's defaults.
 	Breaker breaker.Config `json:"breaker,omitzero"`
 	// Outliers says when a node that fails is left alone for a time, before its
 	// breaker would open or beside it. Default: OutlierConfig's.
@@ -55,8 +58,8 @@ type Config struct {
 	// Subsets are groups of nodes by their metadata, for routes and calls that
 	// want only those: see Call.Subset, [WithSubset] and [Split]. Default: none.
 	Subsets map[string]Subset `json:"subsets,omitempty"`
-	// HashKey says what of a request is the key for policies that hash. Default:
-	// nothing but what [WithKey] sets.
+	// HashKey says what of a request is the key, for a Policy that hashes: an error
+	// with any that is no [KeyReader]. Default: nothing but what [WithKey] sets.
 	HashKey HashKey `json:"hashKey,omitzero"`
 	// Override means that [WithNode] is heeded. Looking for it costs each call a
 	// little. Default: false.
@@ -141,6 +144,13 @@ func (c Config) Validate() error {
 	errs = append(errs, validateSubsets(c.Subsets)...)
 	if p, ok := c.Policy.(interface{ Validate() error }); ok {
 		errs = append(errs, p.Validate())
+	}
+	if c.HashKey != (HashKey{}) && !readsKeys(c.Policy) {
+		policy := "the default one"
+		if c.Policy != nil {
+			policy = fmt.Sprintf("%T", c.Policy)
+		}
+		errs = append(errs, fmt.Errorf("balancer: HashKey is %+v, want a Policy that goes by keys, such as Rendezvous; have %s", c.HashKey, policy))
 	}
 	if _, err := breaker.New("", &c.Breaker); err != nil {
 		errs = append(errs, fmt.Errorf("balancer: Breaker: %w", err))

@@ -21,15 +21,18 @@ type ConnConfig struct {
 	// them. Those that are being replaced do not count. Negative: no limit.
 	// Default: the template's MaxConnsPerHost, which is no limit by default.
 	Max int `json:"max,omitempty"`
-	// MaxAge is how old a connection may be and still take a new call, ±10 % at
-	// random for each node. Calls under way are finished, and an idle connection
-	// is closed. All of a node's connections are replaced when its oldest has that
-	// age, so most are younger. Negative: no limit. Default: no limit.
+	// MaxAge is how old a connection gets, ±20 % at random for each. Over HTTP/1.1 the
+	// next call that it is given then is its last, and asks the server to close it; one
+	// that no call is given is closed when it has been idle for about as long, and at
+	// least 10 s, or for the template's IdleConnTimeout if that is less. Over HTTP/2 new calls go over another
+	// connection, and the old one is closed when its calls are finished; where a
+	// server's limit on streams has made several out of one of HTTP2Conns, they are
+	// replaced together. No call is cut or lost by it. While a connection is past its
+	// age, calls cost a little more. Negative: no limit. Default: no limit.
 	MaxAge time.Duration `json:"maxAge,omitempty"`
-	// MaxRequests is how many calls a connection may take, ±10 % at random for
-	// each node. All of a node's connections are replaced when they have taken so
-	// many on average; a single one may have taken more. Negative: no limit.
-	// Default: no limit.
+	// MaxRequests is how many calls a connection takes, ±20 % at random for each. Over
+	// HTTP/2 calls that begin together may be a few more. To count them costs each call
+	// a little. Negative: no limit. Default: no limit.
 	MaxRequests int `json:"maxRequests,omitempty"`
 	// HTTP2Conns is over how many HTTP/2 connections the calls to a node are
 	// spread, in turn. Where a server bounds the streams of each, more are made as
@@ -37,10 +40,11 @@ type ConnConfig struct {
 	HTTP2Conns int `json:"http2Conns,omitempty"`
 	// PingInterval is after how long without a word from the node an HTTP/2
 	// connection is asked for a sign of life by a PING (RFC 9113 §6.7), also
-	// while it is idle. A template that sets HTTP2.SendPingTimeout keeps it.
-	// Servers may not like it: those of grpc-go close connections that are pinged
-	// oftener than every 5 minutes, unless told otherwise. Negative: never.
-	// Default: 15s.
+	// while it is idle: net/http knows no difference. A template that sets
+	// HTTP2.SendPingTimeout keeps it. Servers may not like it: those of grpc-go and
+	// grpc-java close a connection, and its streams, after three PINGs less than 5
+	// minutes apart between which they have sent nothing, unless told otherwise.
+	// Negative: never. Default: 15s.
 	PingInterval time.Duration `json:"pingInterval,omitempty"`
 	// PingTimeout is how long the answer may take; then the connection is closed,
 	// and its calls fail. A template that sets HTTP2.PingTimeout keeps it.
@@ -53,9 +57,9 @@ type ConnConfig struct {
 	FallbackDelay time.Duration `json:"fallbackDelay,omitempty"`
 	// ClientConns is experimental. It takes connections out of net/http's pool and
 	// keeps them in one of our own, on [http.Transport.NewClientConn]. HTTP/1.1
-	// connections are then used in turn, MaxAge and MaxRequests hold for each one
-	// by itself, ±10 % at random for each, and the streams that a server allows
-	// are known before they are asked for. Requests that were not sent, or that
+	// connections are then used in turn, one past its MaxAge takes no call at all and
+	// is closed at once if it is idle, over HTTP/2 too each by itself, and the streams
+	// that a server allows are known before they are asked for. Requests that were not sent, or that
 	// net/http would repeat, are sent again on another connection of the node.
 	// Default: Off.
 	ClientConns Switch `json:"clientConns,omitempty"`

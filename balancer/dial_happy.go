@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -19,18 +20,23 @@ import (
 // ctx has ended.
 func (b *Balancer) dialAny(ctx context.Context, n *Node, dial func(ctx context.Context, addr string) (net.Conn, error)) (net.Conn, error) {
 	e := n.endpoint.Load()
+	dialing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(b.ctx, cancel)()
 	var tried dialed
 	if len(e.Fallback) == 0 {
 		tried.addr = e.Addr
-		tried.conn, tried.err = dial(ctx, e.Addr)
+		tried.conn, tried.err = dial(dialing, e.Addr)
 	} else {
-		tried = race(ctx, append([]string{e.Addr}, e.Fallback...), b.cfg.Conns.FallbackDelay, dial)
+		tried = b.race(dialing, append([]string{e.Addr}, e.Fallback...), dial)
 	}
 	switch {
 	case tried.err == nil:
 		return tried.conn, nil
 	case hasEnded(ctx):
 		return nil, tried.err
+	case b.ctx.Err() != nil:
+		return nil, &Error{Service: b.service, Err: ErrClosed}
 	}
 	b.hint()
 	return nil, &ConnectError{Node: n.key, Addr: tried.addr, Err: tried.err}
@@ -46,10 +52,10 @@ type dialed struct {
 	exited   bool
 }
 
-// race dials the addresses one after another, without waiting longer than delay
-// for each, and returns the first connection, or the last error. Each dial has a
-// goroutine, which ends with it.
-func race(ctx context.Context, addrs []string, delay time.Duration, dial func(ctx context.Context, addr string) (net.Conn, error)) dialed {
+// race dials the addresses one after another, without waiting longer than
+// Conns.FallbackDelay for each, and returns the first connection, or the last error.
+// Each dial has a goroutine, which ends with it; [Balancer.Close] waits for those.
+func (b *Balancer) race(ctx context.Context, addrs []string, dial func(ctx context.Context, addr string) (net.Conn, error)) dialed {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	results, decided := make(chan dialed), make(chan struct{})
@@ -71,6 +77,7 @@ func race(ctx context.Context, addrs []string, delay time.Duration, dial func(ct
 		d.conn, d.err = dial(ctx, addr)
 		d.exited = false
 	}
+	delay := b.cfg.Conns.FallbackDelay
 	if delay <= 0 {
 		delay = math.MaxInt64 // one after another
 	}
@@ -79,7 +86,8 @@ func race(ctx context.Context, addrs []string, delay time.Duration, dial func(ct
 	last := dialed{addr: addrs[0]}
 	for running := 0; running > 0 || len(addrs) > 0; {
 		if len(addrs) > 0 {
-			go start(addrs[0])
+			addr := addrs[0]
+			b.dials.start(func() { start(addr) })
 			addrs = addrs[1:]
 			running++
 			next.Reset(delay)
@@ -103,6 +111,53 @@ func race(ctx context.Context, addrs []string, delay time.Duration, dial func(ct
 		}
 	}
 	return last
+}
+
+// dials are goroutines that dial.
+type dials struct {
+	mu      sync.Mutex
+	running int
+	idle    chan struct{} // closed when there are none; nil if nobody waits
+}
+
+func (d *dials) start(f func()) {
+	d.mu.Lock()
+	d.running++
+	d.mu.Unlock()
+	go func() {
+		defer func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			if d.running--; d.running == 0 && d.idle != nil {
+				close(d.idle)
+				d.idle = nil
+			}
+		}()
+		f()
+	}()
+}
+
+// dialersTime is how long dialers are waited for that do not heed their context.
+const dialersTime = time.Second
+
+// wait waits until there are none, but not for ever.
+func (d *dials) wait(most time.Duration) {
+	d.mu.Lock()
+	if d.running == 0 {
+		d.mu.Unlock()
+		return
+	}
+	if d.idle == nil {
+		d.idle = make(chan struct{})
+	}
+	idle := d.idle
+	d.mu.Unlock()
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-idle:
+	case <-timer.C:
+	}
 }
 
 // dialWithin dials one address with base, in no more than Config.ConnectTimeout.

@@ -60,6 +60,45 @@ func (a *addresses) dial(ctx context.Context, network, addr string) (net.Conn, e
 	return nil, ctx.Err()
 }
 
+// Whatever is still under way when another dial has won, Close waits for it, unless it
+// goes on for too long without heeding its context.
+func TestCloseWaitsForDialsThatHaveLost(t *testing.T) {
+	for name, c := range map[string]struct{ late, waits time.Duration }{
+		"soon over": {900 * time.Millisecond, 600 * time.Millisecond}, "not over for long": {time.Minute, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &addresses{heedless: true, connects: map[string]time.Duration{"a:1": c.late, "b:1": 0}, start: time.Now()}
+				list := []discovery.Endpoint{{ID: "n", Addr: "a:1", Fallback: []string{"b:1"}}}
+				r := newRig(t, exact(balancer.Config{Dial: a.dial, ConnectTimeout: -1}), list)
+				conn, err := r.DialContext(t.Context(), "tcp", "orders:1")
+				require.NoError(t, err)
+				defer conn.Close()
+				before := time.Now()
+				require.NoError(t, r.Close())
+				require.Equal(t, c.waits, time.Since(before))
+				time.Sleep(time.Hour)
+				require.Zero(t, a.pipes.of("a:1"))
+			})
+		})
+	}
+}
+
+// A dial that nobody has won yet has no more reason to go on.
+func TestCloseEndsDials(t *testing.T) {
+	for _, fallback := range [][]string{nil, {"b:1"}} {
+		synctest.Test(t, func(t *testing.T) {
+			a := &addresses{start: time.Now()}
+			list := []discovery.Endpoint{{ID: "n", Addr: "a:1", Fallback: fallback}}
+			r := newRig(t, exact(balancer.Config{Dial: a.dial, ConnectTimeout: -1}), list)
+			time.AfterFunc(time.Second, func() { _ = r.Close() })
+			_, err := r.DialContext(t.Context(), "tcp", "orders:1")
+			require.ErrorIs(t, err, balancer.ErrClosed)
+			require.Equal(t, time.Second, time.Since(a.start))
+		})
+	}
+}
+
 // TestFallbackAddressesFollowInTurn has one endpoint with the addresses a, b and c.
 func TestFallbackAddressesFollowInTurn(t *testing.T) {
 	const ms = time.Millisecond

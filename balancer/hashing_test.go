@@ -2,7 +2,9 @@ package balancer_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -440,7 +442,7 @@ func TestFullNodesKeysSpreadOverAllOthers(t *testing.T) {
 	}
 }
 
-func TestBoundOfNonsenseIsTheNearestThatMakesSense(t *testing.T) {
+func TestBoundOfOneIsEvenAndBelowZeroIsNone(t *testing.T) {
 	// spread is how many of 40 calls with one key each of four nodes has, in order.
 	spread := func(policy balancer.Policy) (counts []int) {
 		b := newStatic(t, 4, &balancer.Config{Policy: policy})
@@ -458,12 +460,41 @@ func TestBoundOfNonsenseIsTheNearestThatMakesSense(t *testing.T) {
 		require.Equal(t, []int{10, 10, 10, 10}, spread(bounds(1)[name]), name)
 		require.Equal(t, []int{0, 0, 0, 40}, spread(bounds(-1)[name]), name)
 		require.Equal(t, spread(bounds(balancer.DefaultBound)[name]), spread(bounds(0)[name]), name)
-		require.Equal(t, spread(bounds(0)[name]), spread(bounds(math.NaN())[name]), name)
-		require.Equal(t, spread(bounds(1)[name]), spread(bounds(0.5)[name]), name)
-		require.Equal(t, spread(bounds(-1)[name]), spread(bounds(math.Inf(1))[name]), name)
-		require.Equal(t, spread(bounds(-1)[name]), spread(bounds(math.Inf(-1))[name]), name)
 		require.Equal(t, []int{0, 0, 13, 27}, spread(bounds(2.7)[name]), name)
 	}
+}
+
+func TestSettingsOfHashingPoliciesThatMakeNoSenseAreRefused(t *testing.T) {
+	for _, bound := range []float64{0.5, math.NaN(), math.Inf(1)} {
+		for name, policy := range bounds(bound) {
+			_, err := balancer.New("orders", discovery.Static(endpoints(1)...), &balancer.Config{Policy: policy})
+			require.ErrorContains(t, err, fmt.Sprintf(".Bound is %v, want a finite number >= 1, or below 0 for no bound", bound), name)
+		}
+	}
+	for _, size := range []int{math.MinInt, -1, 5_000_012, math.MaxInt} {
+		err := balancer.Config{Policy: balancer.Maglev{TableSize: size, Bound: 0.9}}.Validate()
+		require.EqualError(t, err, fmt.Sprintf(`balancer: Maglev.TableSize is %d, want between 1 and 5000011
+balancer: Maglev.Bound is 0.9, want a finite number >= 1, or below 0 for no bound`, size))
+	}
+	for _, policy := range []balancer.Policy{
+		balancer.Maglev{TableSize: 5_000_011, Bound: 1}, &balancer.Maglev{Bound: -1}, balancer.Rendezvous{}, &balancer.Rendezvous{Bound: 7},
+	} {
+		require.NoError(t, balancer.Config{Policy: policy}.Validate())
+	}
+	require.Error(t, balancer.Config{Policy: &balancer.Rendezvous{Bound: 0.1}}.Validate())
+}
+
+func TestHashKeyWithAPolicyThatDoesNotHashIsRefused(t *testing.T) {
+	key := balancer.HashKey{Header: "X-User"}
+	require.EqualError(t, balancer.Config{HashKey: key}.Validate(),
+		"balancer: HashKey is {Header:X-User Cookie: Query:}, want a Policy that goes by keys, such as Rendezvous; have the default one")
+	require.ErrorContains(t, balancer.Config{HashKey: key, Policy: balancer.RoundRobin{}}.Validate(), "have balancer.RoundRobin")
+	for _, policy := range bounds(0) {
+		require.NoError(t, balancer.Config{HashKey: key, Policy: policy}.Validate())
+	}
+	var read balancer.Config
+	require.NoError(t, json.Unmarshal([]byte(`{"hashKey":{"header":"X-User"}}`), &read))
+	require.Error(t, read.Validate())
 }
 
 // A node that is full by MaxConcurrency passes its keys on in their order, not to

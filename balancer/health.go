@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/backstay/backstay/discovery"
@@ -21,14 +22,16 @@ type checker struct {
 	cfg   *HealthConfig
 	check func(ctx context.Context, n *Node) error
 
-	ready   chan struct{} // closed when checks can be made
-	once    sync.Once     // closes it
-	layer   *transport    // whose connections HTTP checks use; set before ready
-	joined  chan struct{} // tells that there are nodes in fresh
+	ready   chan struct{}             // closed when checks can be made
+	once    sync.Once                 // closes it
+	layer   atomic.Pointer[transport] // whose connections and dialer checks use; set before ready where they must
+	told    atomic.Pointer[string]    // Scheme; nil if it is left to what calls use, until one has told
+	joined  chan struct{}             // tells that there are nodes in fresh, or that all is to start anew
 	results chan *checked
 
 	mu    sync.Mutex
 	fresh []*Node // that have joined
+	anew  bool    // what was found out so far says nothing
 
 	// The rest belongs to run.
 	queue schedule
@@ -54,6 +57,7 @@ type checked struct {
 	well    bool  // what kind
 	known   bool  // there has been a result
 	running bool  // a check is under way
+	void    bool  // which says nothing
 	overdue bool  // which has been counted as a failure already
 	err     error // of the check that has ended
 }
@@ -63,6 +67,9 @@ func (b *Balancer) startChecks() {
 	c := &checker{
 		b: b, cfg: &b.cfg.Health, check: b.cfg.Health.Check,
 		ready: make(chan struct{}), joined: make(chan struct{}, 1), results: make(chan *checked, b.cfg.Health.Concurrency),
+	}
+	if c.cfg.Scheme != "" {
+		c.told.Store(&c.cfg.Scheme)
 	}
 	switch {
 	case c.check != nil:
@@ -87,9 +94,33 @@ func (c *checker) add(n *Node) {
 	c.mu.Lock()
 	c.fresh = append(c.fresh, n)
 	c.mu.Unlock()
+	c.wake()
+}
+
+func (c *checker) wake() {
 	select {
 	case c.joined <- struct{}{}:
 	default: // it is told already
+	}
+}
+
+// startAnew has all nodes checked at once, as if they had just joined.
+func (c *checker) startAnew() {
+	c.mu.Lock()
+	c.anew = true
+	c.mu.Unlock()
+	c.wake()
+}
+
+// forget is startAnew in run.
+func (c *checker) forget(now int64) {
+	for _, k := range c.queue {
+		k.due, k.known = now, false
+	}
+	for _, u := range c.under {
+		if u.running {
+			u.known, u.void = false, true
+		}
 	}
 }
 
@@ -111,9 +142,12 @@ func (c *checker) run() {
 		select {
 		case <-c.joined:
 			c.mu.Lock()
-			fresh := c.fresh
-			c.fresh = nil
+			fresh, anew := c.fresh, c.anew
+			c.fresh, c.anew = nil, false
 			c.mu.Unlock()
+			if anew {
+				c.forget(c.b.since(clock.Now()))
+			}
 			for _, n := range fresh {
 				heap.Push(&c.queue, &checked{Node: n, due: now})
 			}
@@ -156,7 +190,7 @@ func (c *checker) begin(k *checked, now int64) {
 	if k.hasLeft() {
 		return
 	}
-	k.began, k.running, k.overdue = now, true, false
+	k.began, k.running, k.overdue, k.void = now, true, false, false
 	c.under = append(c.under, underWay{k, now})
 	c.busy++
 	c.b.work.Go(func() {
@@ -196,7 +230,9 @@ func (c *checker) expire(now int64) (changed bool) {
 		if u.awaited() {
 			u.overdue = true
 			c.busy--
-			changed = c.judge(u.checked, c.timedOut()) || changed
+			if !u.void {
+				changed = c.judge(u.checked, c.timedOut()) || changed
+			}
 		}
 	}
 	return changed
@@ -207,7 +243,9 @@ func (c *checker) ended(k *checked) (changed bool) {
 	k.running = false
 	if !k.overdue {
 		c.busy--
-		changed = c.judge(k, k.err)
+		if !k.void {
+			changed = c.judge(k, k.err)
+		}
 	}
 	interval := c.cfg.Interval
 	if k.unhealthy.Load() {
@@ -215,6 +253,9 @@ func (c *checker) ended(k *checked) (changed bool) {
 	}
 	vary := c.cfg.Jitter * (2*float64(c.b.draw.below(1<<20))/(1<<20) - 1)
 	k.due = c.b.since(clock.Now()) + int64(float64(interval)*(1+vary))
+	if k.void {
+		k.due = c.b.since(clock.Now())
+	}
 	if !k.hasLeft() {
 		heap.Push(&c.queue, k)
 	}
@@ -262,10 +303,14 @@ func (c *checker) tell(changed bool) {
 // connect is a check by a connection.
 func (c *checker) connect(ctx context.Context, n *Node) error {
 	port := "80"
-	if c.cfg.Scheme == "https" {
+	if c.scheme(n) == "https" {
 		port = "443"
 	}
-	conn, err := c.dial(ctx, n, c.b.cfg.Dial, port)
+	base := c.b.cfg.Dial
+	if l := c.layer.Load(); l != nil && l.template != nil {
+		base = l.dialer() // as the calls go
+	}
+	conn, err := c.dial(ctx, n, base, port)
 	if err != nil {
 		return err
 	}

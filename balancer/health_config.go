@@ -28,8 +28,9 @@ type HealthConfig struct {
 	// made; before there is one, and where it cannot tell the nodes apart, nothing is
 	// checked. Redirects are not followed: they are failures. Default: none.
 	Path string `json:"path,omitempty"`
-	// TCP is On to make checks of connections to the node, closed at once.
-	// Default: Off.
+	// TCP is On to make checks of connections to the node, closed at once. They are
+	// made as those of the calls are: by the dialer of the first layer over an
+	// *http.Transport, and where there is none by Config.Dial. Default: Off.
 	TCP Switch `json:"tcp,omitempty"`
 	// Check makes checks of calls to it: a nil error is a node that is well. It must
 	// be safe for concurrent use and end when ctx does: Close waits for it.
@@ -38,7 +39,8 @@ type HealthConfig struct {
 
 	// Method is the HTTP request's. Default: GET.
 	Method string `json:"method,omitempty"`
-	// Scheme is "http" or "https". Default: http.
+	// Scheme is "http" or "https". Default: what the first call uses, and until there
+	// is one https for the port 443 and http for others.
 	Scheme string `json:"scheme,omitempty"`
 	// Host is the HTTP request's Host header; the name in the certificate is the
 	// service's all the same. Default: the service's name.
@@ -95,9 +97,6 @@ func (c *HealthConfig) enabled() bool { return c.Path != "" || c.TCP == On || c.
 func (c HealthConfig) withDefaults() HealthConfig {
 	if c.Method == "" {
 		c.Method = "GET"
-	}
-	if c.Scheme == "" {
-		c.Scheme = "http"
 	}
 	if len(c.Status) == 0 {
 		c.Status = []StatusRange{{200, 299}}

@@ -139,6 +139,22 @@ func TestASingleFailureBetweenSuccessesIsForgiven(t *testing.T) {
 	})
 }
 
+// A breaker is about calls. Were checks refused by it, too, nobody would find the
+// node well.
+func TestOpenBreakersLetChecksThrough(t *testing.T) {
+	p := newPatient()
+	inBubble(t, checking(p, balancer.HealthConfig{}), endpoints(2), func(t *testing.T, r *rig) {
+		r.node(addr(0)).Breaker().ForceOpen()
+		p.mu.Lock()
+		before := len(p.checks[addr(0)])
+		p.mu.Unlock()
+		pass(time.Minute)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		require.Greater(t, len(p.checks[addr(0)]), before+3)
+	})
+}
+
 func TestFirstCheckOfANodeDecidesAlone(t *testing.T) {
 	p := newPatient()
 	inBubble(t, checking(p, balancer.HealthConfig{}), endpoints(2), func(t *testing.T, r *rig) {
@@ -372,11 +388,11 @@ func TestTCPCheckConnects(t *testing.T) {
 		discovery.Endpoint{ID: "up", Addr: up.Addr().String()},
 		discovery.Endpoint{ID: "down", Addr: down.Addr().String()},
 		discovery.Endpoint{ID: "fallback", Addr: down.Addr().String(), Fallback: []string{up.Addr().String()}},
-	), &balancer.Config{Health: balancer.HealthConfig{TCP: balancer.On}, Observer: rec})
+	), &balancer.Config{Health: balancer.HealthConfig{TCP: balancer.On, Timeout: time.Minute}, ConnectTimeout: time.Minute, Observer: rec})
 	require.NoError(t, err)
 	defer b.Close()
 	require.NoError(t, b.Ready(t.Context()))
-	require.Eventually(t, func() bool { return len(backstaytest.EventsOf[balancer.NodeChanged](rec)) > 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(backstaytest.EventsOf[balancer.NodeChanged](rec)) > 0 }, time.Minute, time.Millisecond)
 	e := backstaytest.EventsOf[balancer.NodeChanged](rec)[0]
 	require.Equal(t, "down", e.Node)
 	require.Equal(t, balancer.Unhealthy, e.To)

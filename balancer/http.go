@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,31 +115,11 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 			defer cancel()
 		}
 	}
-	for tries := 0; ; tries++ {
-		if err := b.acquire(ctx, &c, frame, &x.lease); err != nil {
-			if _, none := errors.AsType[*Error](err); none {
-				frame.Refused("", "", err)
-			}
-			layer.CloseBody(req)
-			return nil, err
-		}
-		n := x.lease.node
-		if frame.Elsewhere() && (len(c.Avoid) == 0 || c.avoids(n)) {
-			// There is no other node, or the attempt that this one is to hedge has not
-			// got one yet.
-			x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-			layer.CloseBody(req)
-			return nil, &Error{Service: b.service, Err: ErrNoOther}
-		}
-		if tries == 2 || !n.hasLeft() {
-			return x.send(c.Now, direct, u)
-		}
-		// It has left since it was picked, and its connections may be closed. From
-		// here on a node that leaves sees the lease and waits for it.
-		x.lease.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
-		x.lease = Lease{}
-		c.Avoid = append(slices.Clone(c.Avoid), n)
+	if err := b.leaseFor(ctx, &c, frame, &x.lease); err != nil {
+		layer.CloseBody(req)
+		return nil, err
 	}
+	return x.send(c.Now, direct, u)
 }
 
 // tried lists the nodes that this call has been sent to before.
@@ -379,26 +358,29 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 		ctx = call.Carry(ctx, x.frame)
 	}
 	x.Start(ctx, now, &limits)
-	if l.template != nil {
+	rt := l.Next
+	var c *conn
+	var mark int64
+	if !direct {
+		c = l.conn(n)
+		mark = c.writes.mark()
+		if own := c.transport(req); own != nil {
+			rt = own
+		}
+	}
+	if _, traced := rt.(lastCall); l.template != nil && !traced {
 		x.Direct()
 	}
 	out := x.Request(&x.out, req)
-	rt := l.Next
-	var c *conn
-	var written int64
-	if !direct {
-		c = l.conn(n)
-		written = c.written.Load()
-		if own := c.transport(req); own != nil {
-			rt = own
-		} else if err := c.readdress(out, u); err != nil {
+	var err error
+	if !direct && l.template == nil {
+		if err = c.readdress(out, u); err != nil {
 			layer.CloseBody(req)
 			err = x.fail(err)
 			settled = true
 			return nil, err
 		}
 	}
-	var err error
 	resp, err = rt.RoundTrip(out)
 	if err == nil && resp == nil {
 		err = errNoResponse
@@ -409,7 +391,7 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	if err != nil {
 		layer.CloseResponse(resp) // it came too late, or along with the error
 		resp = nil
-		err = x.fail(c.unsent(err, written))
+		err = x.fail(c.unsent(err, mark))
 		settled = true
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -212,10 +213,9 @@ func upgrade(w http.ResponseWriter, _ *http.Request) {
 }
 
 func TestUpgradedConnectionIsTheCallers(t *testing.T) {
-	backstaytest.CheckLeaks(t)
 	for _, p := range []backstaytest.Protocol{backstaytest.HTTP1, backstaytest.HTTP1TLS} {
-		t.Run(p.String(), func(t *testing.T) {
-			c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: p, Handler: http.HandlerFunc(upgrade)},
+		synctest.Test(t, func(t *testing.T) {
+			c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: p, Handler: http.HandlerFunc(upgrade), Network: backstaytest.NewNetwork()},
 				balancer.Config{AttemptTimeout: 50 * time.Millisecond}, nil)
 			req := c.request(t.Context(), http.MethodGet, "/", nil)
 			req.Header.Set("Connection", "Upgrade")
@@ -229,7 +229,7 @@ func TestUpgradedConnectionIsTheCallers(t *testing.T) {
 			require.True(t, ok)
 			reader := bufio.NewReader(rw)
 			for i := range 3 {
-				<-time.After(30 * time.Millisecond) // longer, together, than an attempt may take
+				time.Sleep(30 * time.Millisecond) // longer, together, than an attempt may take
 				_, err = fmt.Fprintf(rw, "line %d\n", i)
 				require.NoError(t, err)
 				line, err := reader.ReadString('\n')

@@ -57,7 +57,7 @@ func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
 			layer.CloseBody(out)
 			return nil, err
 		}
-		used, written := m.used.Load(), m.wire.written.Load()
+		used, mark := m.used.Load(), m.wire.writes.mark()
 		if trace != nil && trace.GotConn != nil {
 			trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
 		}
@@ -67,7 +67,7 @@ func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
 			m.release()
 			return resp, nil
 		}
-		err, repeat := m.failed(out, body, err, used, written)
+		err, repeat := m.failed(out, body, err, used, mark)
 		m.release()
 		layer.CloseBody(out) // net/http does not where it has not come so far
 		if repeat && sends < maxSends {

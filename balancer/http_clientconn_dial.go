@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/url"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/idna"
@@ -55,8 +54,7 @@ func newPool(cs *clientConns, key hostKey) *pool {
 type wire struct {
 	visible net.Conn // what a trace is shown: the connection, with TLS if it has it
 	http2   bool
-	written atomic.Int64
-	writes  atomic.Int64
+	writes  writes
 	// awaited is the number of the write by which net/http acknowledges the
 	// settings of an HTTP/2 server: the second, after its own. Only then it knows
 	// how many streams there may be (RFC 9113 §6.5.3).
@@ -65,9 +63,8 @@ type wire struct {
 	lost    chan struct{} // closed with the connection
 }
 
-func (w *wire) wrote(n int64) {
-	w.written.Add(n)
-	if w.writes.Add(1) == w.awaited {
+func (w *wire) wrote(ended int64) {
+	if ended == w.awaited {
 		close(w.settled)
 	}
 }
@@ -77,7 +74,7 @@ func (w *wire) end() { close(w.lost) }
 // speaks takes note of the protocol, before net/http writes the first byte of it.
 func (w *wire) speaks(http2 bool) {
 	if w.http2 = http2; http2 {
-		w.awaited = w.writes.Load() + 2
+		w.awaited = w.writes.ended.Load() + 2
 	}
 }
 
@@ -136,7 +133,7 @@ func (p *pool) dialMore() {
 	for range need {
 		ctx := p.waiting[p.dialing].ctx
 		p.dialing++
-		go p.dial(ctx, false) // Close does not wait: who knows how long a dialer takes that heeds no context
+		p.conn.layer.b.dials.start(func() { p.dial(ctx, false) })
 	}
 }
 

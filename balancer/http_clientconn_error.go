@@ -15,15 +15,15 @@ import (
 )
 
 // failed judges the error of a call: what to tell the caller, and whether the
-// request may be sent again here. Written is how much the connection had sent
-// before, and used whether it had answered a call.
-func (m *clientConn) failed(req *http.Request, body *trackedBody, err error, used bool, written int64) (told error, repeat bool) { //nolint:revive // what is told comes first
+// request may be sent again here. Since is the mark of the moment
+// before it was sent, and used says whether the connection had answered a call then.
+func (m *clientConn) failed(req *http.Request, body *trackedBody, err error, used bool, since int64) (told error, repeat bool) { //nolint:revive // what is told comes first
 	if canceled(req) != nil || body != nil && body.failed.Load() {
 		return err, false
 	}
 	unsent := false
 	op, ok := errors.AsType[*net.OpError](err)
-	silent := m.wire.written.Load() == written
+	silent := m.wire.writes.noneSince(since)
 	unwritten := silent && ok && op.Op == "write"
 	if m.wire.http2 {
 		unsent = unwritten || m.pool.owner.phrases.sayUnsent(err) || outcome.HTTP(req, nil, err).Retry == outcome.Always

@@ -38,7 +38,7 @@ func TestLayerOverClientConnsIsATransport(t *testing.T) {
 			layer := func(next http.RoundTripper) http.RoundTripper {
 				return &byHost{t: t, cfg: balancer.Config{Conns: conns}, next: next, layers: make(map[string]http.RoundTripper)}
 			}
-			backstaytest.TestTransport(t, layer, &backstaytest.TransportOptions{Skip: skip})
+			backstaytest.TestTransport(t, layer, &backstaytest.TransportOptions{Skip: skip, Patience: time.Minute})
 		})
 	}
 }
@@ -57,10 +57,10 @@ func TestReplacingClientConnsLosesNoCall(t *testing.T) {
 				c := newCaller(t, 2, backstaytest.FleetConfig{Protocol: p, Handler: echo}, balancer.Config{Conns: conns}, nil)
 				var wg sync.WaitGroup
 				var calls atomic.Int64
-				stop := time.Now().Add(200 * time.Millisecond)
+				stop := time.Now().Add(100 * time.Millisecond)
 				for range 16 {
 					wg.Go(func() {
-						for time.Now().Before(stop) {
+						for time.Now().Before(stop) || c.fleet.Stats().Connections <= 4 {
 							resp, err := c.rt.RoundTrip(c.request(t.Context(), http.MethodPost, "/", once("hello")))
 							if err != nil {
 								t.Error(err)
@@ -91,7 +91,7 @@ func TestClientConnsOfServersThatShutDownLoseNoCallThatMayBeRepeated(t *testing.
 				req.Header.Set("Idempotency-Key", "x")
 			}
 			var err error
-			for range 20 {
+			for range 1000 { // while the dead are in the majority, it may take some
 				if err = c.try(req); err == nil {
 					return nil
 				}
@@ -305,12 +305,12 @@ func TestClientConnTakesExactlySoManyCalls(t *testing.T) {
 		wg.Wait()
 		complete := 0
 		for conn, n := range count.calls {
-			require.LessOrEqual(t, n, 11, conn)
-			if n >= 9 {
+			require.LessOrEqual(t, n, 12, conn)
+			if n >= 8 {
 				complete++
 			}
 		}
-		require.GreaterOrEqual(t, complete, 400/11-8, "%v", count.calls)
+		require.GreaterOrEqual(t, complete, 400/12-8, "%v", count.calls)
 		eventually(t, func() bool { return c.fleet.Stats().OpenConnections <= 8 }, "the old ones stay open")
 	})
 }
@@ -486,11 +486,11 @@ func TestClientConnsUnderStress(t *testing.T) {
 		conns := balancer.ConnConfig{ClientConns: balancer.On, Max: 6, MaxRequests: 20, Min: 2, HTTP2Conns: 2}
 		c := newCaller(t, 2, backstaytest.FleetConfig{Protocol: p, Handler: echo}, balancer.Config{Conns: conns}, nil)
 		var wg sync.WaitGroup
-		stop := time.Now().Add(400 * time.Millisecond)
+		stop := time.Now().Add(200 * time.Millisecond)
 		var answers atomic.Int64
 		for range 24 {
 			wg.Go(func() {
-				for time.Now().Before(stop) {
+				for time.Now().Before(stop) || answers.Load() == 0 {
 					ctx, cancel := t.Context(), context.CancelFunc(func() {})
 					if rand.IntN(3) == 0 {
 						ctx, cancel = context.WithTimeout(ctx, time.Duration(rand.IntN(2000))*time.Microsecond)

@@ -1,7 +1,6 @@
 package balancer
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,18 +17,19 @@ import (
 type conn struct {
 	layer *transport
 	node  *Node
-	// gen sends requests to the node and to no other; nil if they must be
+	// lanes send requests to the node and to no other; nil if they must be
 	// rewritten and sent through the layer's own.
-	gen       atomic.Pointer[generation]
-	own       *clientConns            // instead of gen, with Conns.ClientConns
-	replacing sync.Mutex              // held while gen is replaced
-	base      dialFunc                // makes connections, as the template would
-	told      atomic.Pointer[address] // where requests that are rewritten went last
+	lanes []atomic.Pointer[generation]
+	turn  atomic.Int64            // of the lanes
+	own   *clientConns            // instead of lanes, with Conns.ClientConns
+	base  dialFunc                // makes connections, as the template would
+	told  atomic.Pointer[address] // where requests that are rewritten went last
 
-	written atomic.Int64 // bytes, over all connections
+	writes writes // over all connections of the lanes
 
 	mu     sync.Mutex
 	open   map[*nodeConn]struct{}
+	http2  bool // the lanes are known to speak it
 	closed bool
 }
 
@@ -59,18 +59,11 @@ func newConn(l *transport, n *Node) *conn {
 		return c
 	}
 	c.open = make(map[*nodeConn]struct{})
-	c.base = l.template.DialContext
-	if c.base == nil {
-		if legacy := l.template.Dial; legacy != nil { //nolint:staticcheck // whoever set it wants it used
-			c.base = func(_ context.Context, network, addr string) (net.Conn, error) { return legacy(network, addr) }
-		} else {
-			c.base = new(net.Dialer).DialContext
-		}
-	}
+	c.base = l.dialer()
 	if l.b.cfg.Conns.ClientConns == On {
 		c.own = newClientConns(c)
 	} else {
-		c.gen.Store(c.newGeneration())
+		c.startLanes()
 	}
 	return c
 }
@@ -80,34 +73,40 @@ func newConn(l *transport, n *Node) *conn {
 func (c *conn) renew() {
 	if c.own != nil {
 		c.own.renew()
-	} else if g := c.gen.Load(); g != nil {
-		c.replace(g)
 	}
+	c.generations(func(g *generation) { c.replace(g, false) })
 }
 
 // fill sees to it that there are as many connections as there should be.
 func (c *conn) fill() {
 	if c.own != nil {
 		c.own.fill(*c.layer.target.Load())
-	} else {
-		c.gen.Load().fill()
 	}
+	c.generations((*generation).fill)
 }
 
 func (c *conn) errClosed() error { return &Error{Service: c.layer.b.service, Err: ErrClosed} }
 
 // unsent returns err as one that says that nothing was sent, if that is certain:
-// the connection failed at a write, and since the attempt began, when there were so
-// many bytes written to the node, nobody else has come through either. Which
+// the connection failed at a write or is closed, and since the attempt began, at
+// the mark, nobody else has come through either. Which
 // connection net/http has taken for a call it does not say but to a trace, which
 // costs more than the rest of a call; so with calls going on beside this one it
 // mostly stays open whether it was sent. What net/http knows not to have sent, and
 // can repeat, it sends again by itself.
-func (c *conn) unsent(err error, written int64) error {
-	if c == nil || c.gen.Load() == nil || c.written.Load() != written {
+func (c *conn) unsent(err error, mark int64) error {
+	if c == nil || c.lanes == nil || !c.writes.noneSince(mark) {
 		return err
 	}
-	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "write" {
+	op, ok := errors.AsType[*net.OpError](err)
+	switch {
+	case !ok:
+		return err
+	case op.Op == "write":
+	case op.Op == "read" && errors.Is(err, net.ErrClosed) && c.writes.quiet():
+		// It was closed on this side, mostly by net/http after a write that failed: of
+		// the two errors it reports either.
+	default:
 		return err
 	}
 	return &unsentError{err}
@@ -132,6 +131,7 @@ type nodeConn struct {
 	conn *conn
 	gen  *generation // nil with Conns.ClientConns
 	wire *wire       // what is known of this connection alone; nil without
+	life life        // without Conns.ClientConns
 }
 
 func (g *generation) keep(nc net.Conn) (net.Conn, error) {
@@ -142,6 +142,7 @@ func (g *generation) keep(nc net.Conn) (net.Conn, error) {
 	if err := c.keep(kept); err != nil {
 		return nil, err
 	}
+	kept.begin()
 	g.opened()
 	return kept, nil
 }
@@ -162,41 +163,49 @@ func (nc *nodeConn) Close() error {
 	c.mu.Lock()
 	_, first := c.open[nc]
 	delete(c.open, nc)
+	if first && nc.wire == nil {
+		nc.end()
+	}
 	c.mu.Unlock()
 	switch {
 	case !first:
 	case nc.wire != nil:
 		nc.wire.end()
 	default:
-		nc.gen.open.Add(-1)
 		nc.gen.fill()
 	}
 	return nc.Conn.Close()
 }
 
-// Write counts what was written.
+// Write takes note of what was written.
 func (nc *nodeConn) Write(p []byte) (int, error) {
+	w := nc.writes()
+	number := w.begin()
 	n, err := nc.Conn.Write(p)
-	nc.count(int64(n))
+	ended := w.end(number, int64(n))
+	if nc.wire != nil {
+		nc.wire.wrote(ended)
+	}
 	return n, err
 }
 
 // ReadFrom keeps the way open for sendfile, which the transport looks for.
 func (nc *nodeConn) ReadFrom(r io.Reader) (int64, error) {
 	if rf, ok := nc.Conn.(io.ReaderFrom); ok {
+		w := nc.writes()
+		number := w.begin()
 		n, err := rf.ReadFrom(r)
-		nc.count(n)
+		w.end(number, n)
 		return n, err
 	}
 	return io.Copy(struct{ io.Writer }{nc}, r)
 }
 
-func (nc *nodeConn) count(n int64) {
+func (nc *nodeConn) writes() *writes {
 	if nc.wire != nil {
-		nc.wire.wrote(n)
-	} else {
-		nc.conn.written.Add(n)
+		return &nc.wire.writes
 	}
+	return &nc.conn.writes
 }
 
 // CloseWrite is for callers who take a connection over by a 101 response.
@@ -214,16 +223,14 @@ func (c *conn) closeIdle() {
 		c.own.closeIdle()
 		return
 	}
-	g := c.gen.Load()
-	if g == nil {
-		return
-	}
-	c.mu.Lock()
-	g.warm.asleep = true
-	left := g.warm.spare
-	g.warm.spare = nil
-	c.mu.Unlock()
-	g.discard(left)
+	c.generations(func(g *generation) {
+		c.mu.Lock()
+		g.warm.asleep = true
+		left := g.warm.spare
+		g.warm.spare = nil
+		c.mu.Unlock()
+		g.discard(left)
+	})
 }
 
 // close closes the node's connections, also those in use.
@@ -237,9 +244,7 @@ func (c *conn) close() {
 			g.timer.Stop()
 		}
 	}
-	if g := c.gen.Load(); g != nil {
-		_ = g.end() // what it has to spare is open, too
-	}
+	c.generations(func(g *generation) { _ = g.end() }) // what they have to spare is open, too
 	c.mu.Unlock()
 	if c.own != nil {
 		c.own.close()

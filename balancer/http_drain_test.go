@@ -166,7 +166,7 @@ func TestCloseCutsWhatIsGoingOn(t *testing.T) {
 		}
 		start := time.Now()
 		require.NoError(t, c.Close())
-		require.Less(t, time.Since(start), 2*time.Second)
+		require.Less(t, time.Since(start), 20*time.Second)
 		wg.Wait()
 		_, err := io.ReadAll(reading.Body)
 		require.Error(t, err)

@@ -9,143 +9,161 @@ import (
 	"time"
 )
 
-// generation is the connections to a node that live and are replaced together.
+// generation is connections to a node that are replaced together: those of one
+// transport, when the node's address or name changes, and over HTTP/2, where there
+// is mostly but one, at its age.
 //
 // To take a single connection out of net/http's pool there is nothing but to
 // close it, and a call that has just been given it is lost then, if it must not
 // be repeated. So it is the whole transport that is replaced: calls that have
 // begun go on in the old one, which gets no new ones, and its connections are
 // closed once they are idle. net/http gives out a connection and closes the idle
-// ones under one lock, so none is closed under a call.
+// ones under one lock, so none is closed under a call. For the many connections of
+// HTTP/1.1 see lastCall.
 type generation struct {
 	conn  *conn
-	only  *http.Transport   // lanes[0] where there is nothing to choose or to count
-	lanes []*http.Transport // each with an HTTP/2 connection of its own
-	http1 *http.Transport   // for calls that need HTTP/1.1, where the lanes cannot tell; may be nil
-	quota int64             // calls for each connection; 0: no limit
-	calls atomic.Int64
-	open  atomic.Int64 // connections
+	lane  int // the index among conn.lanes
+	t     *http.Transport
+	http1 *http.Transport // for calls that need HTTP/1.1, where t cannot tell; may be nil
+	old   atomic.Int64    // connections whose next call is the last
+	count bool            // calls are counted by connection
 
 	// Guarded by conn.mu.
+	open    int // connections
+	due     int // those that are past their age
 	retired bool
-	timer   *time.Timer   // replaces the generation at its age, or sweeps what is left of it
+	timer   *time.Timer   // sweeps what is left of it
 	sweeps  int           // that have left something
 	ended   chan struct{} // closed when it is retired
 	warm    warmth
 }
 
-func (c *conn) newGeneration() *generation {
+// startLanes makes the first generations: one, or several that have an HTTP/2
+// connection each.
+func (c *conn) startLanes() {
 	cfg := &c.layer.b.cfg
-	g := &generation{conn: c, ended: make(chan struct{}), quota: jitter(int64(cfg.Conns.MaxRequests))}
-	lanes := 1
+	c.http2 = cfg.H2C
+	n := 1
 	if cfg.H2C || speaksHTTP2(c.layer.template) {
-		lanes = cfg.Conns.HTTP2Conns
+		n = cfg.Conns.HTTP2Conns
 	}
-	name := c.node.Endpoint().ServerName
-	for range lanes {
-		t := fromTemplate(c.layer.template, g.dial, cfg, name)
-		if t.MaxConnsPerHost > 0 {
-			t.MaxConnsPerHost = max(1, t.MaxConnsPerHost/lanes)
-		}
-		if cfg.Conns.Min > 0 {
-			t.DialTLSContext = func(ctx context.Context, _, service string) (net.Conn, error) {
-				return g.dialTLS(ctx, t, service)
-			}
-		}
-		g.lanes = append(g.lanes, t)
+	c.lanes = make([]atomic.Pointer[generation], n)
+	for i := range c.lanes {
+		c.lanes[i].Store(c.newGeneration(i))
 	}
-	if cfg.Conns.Min > 0 {
-		g.warm.http2 = cfg.H2C
-		for _, t := range g.lanes {
-			t.CloseIdleConnections() // settles its TLS configuration, which is otherwise done at the first call
+}
+
+func (c *conn) newGeneration(lane int) *generation {
+	conns := &c.layer.b.cfg.Conns
+	g := &generation{conn: c, lane: lane, ended: make(chan struct{}), count: conns.MaxRequests > 0}
+	g.t = g.newTransport()
+	if conns.Min > 0 {
+		t := g.t
+		t.DialTLSContext = func(ctx context.Context, _, service string) (net.Conn, error) {
+			return g.dialTLS(ctx, t, service)
 		}
-		g.http1 = fromTemplate(c.layer.template, g.dial, cfg, name)
-	}
-	if lanes == 1 && g.http1 == nil && g.quota == 0 {
-		g.only = g.lanes[0]
+		t.CloseIdleConnections() // settles its TLS configuration, which is otherwise done at the first call
+		g.http1 = g.newTransport()
 	}
 	return g
 }
 
-// jitter returns n ±10 %, and for 0 nothing else.
+func (g *generation) newTransport() *http.Transport {
+	cfg := &g.conn.layer.b.cfg
+	t := fromTemplate(g.conn.layer.template, g.dial, cfg, g.conn.node.Endpoint().ServerName)
+	if t.MaxConnsPerHost > 0 {
+		t.MaxConnsPerHost = max(1, t.MaxConnsPerHost/len(g.conn.lanes))
+	}
+	g.conn.mu.Lock()
+	http2 := g.conn.http2
+	g.conn.mu.Unlock()
+	if age := cfg.Conns.MaxAge; age > 0 && !http2 {
+		// For those that no call is given. Not less than it takes a call to begin on a
+		// busy machine: if it is one of HTTP/2 after all, net/http might then have
+		// to send the call again.
+		idle := max(time.Duration(jitter(int64(age))), leastIdle)
+		if t.IdleConnTimeout == 0 || idle < t.IdleConnTimeout {
+			t.IdleConnTimeout = idle
+		}
+	}
+	return t
+}
+
+const leastIdle = 10 * time.Second
+
+// jitter returns n ±20 %, and for 0 nothing else.
 func jitter(n int64) int64 {
 	if n == 0 {
 		return 0
 	}
-	return max(1, n+int64((rand.Float64()*2-1)*0.1*float64(n))) //nolint:gosec // no secret
+	return max(1, n+int64((rand.Float64()*2-1)*0.2*float64(n))) //nolint:gosec // no secret
 }
 
-// transport returns what sends req to the node; nil if it must be rewritten and
+// transport returns what sends a call to the node; nil if it must be rewritten and
 // sent through the layer's own.
 func (c *conn) transport(req *http.Request) http.RoundTripper {
-	if c.own != nil {
-		return c.own
+	if k := c.layer.b.checker; k != nil && k.told.Load() == nil {
+		k.learn(req.URL.Scheme)
 	}
-	g := c.gen.Load()
+	return c.through(req)
+}
+
+// through is transport for requests that are no calls.
+func (c *conn) through(req *http.Request) http.RoundTripper {
 	switch {
-	case g == nil:
+	case c.own != nil:
+		return c.own
+	case c.lanes == nil:
 		return nil
-	case g.only != nil:
-		return g.only
 	}
-	n := g.calls.Add(1)
-	if g.quota > 0 && n > g.quota*max(1, g.open.Load()) {
-		g = c.replace(g)
-		n = g.calls.Add(1)
+	g := c.lanes[0].Load()
+	t := g.t
+	switch {
+	case g.http1 != nil && req.Header["Upgrade"] != nil && req.URL.Scheme == "https":
+		t = g.http1 // nobody tells a TLS dialer that this one must not get HTTP/2
+	case len(c.lanes) == 1, req.URL.Scheme != "https" && !c.layer.b.cfg.H2C:
+		// Over HTTP/1.1 each lane would keep connections of its own.
+	default:
+		g = c.lanes[c.turn.Add(1)%int64(len(c.lanes))].Load()
+		t = g.t
 	}
-	if g.http1 != nil && req.Header["Upgrade"] != nil && req.URL.Scheme == "https" {
-		// Nobody tells a TLS dialer that this one must not get HTTP/2.
-		return g.http1
+	if g.count || g.old.Load() > 0 {
+		return lastCall{g, t}
 	}
-	if req.URL.Scheme != "https" && !c.layer.b.cfg.H2C {
-		return g.lanes[0] // over HTTP/1.1 each lane would keep connections of its own
-	}
-	return g.lanes[n%int64(len(g.lanes))]
+	return t
 }
 
-// replace has new calls go over new connections, instead of old's, and returns
-// where.
-func (c *conn) replace(old *generation) *generation {
-	c.replacing.Lock() // one of many callers does it
-	now := c.gen.Load()
-	if now == old {
-		now = c.newGeneration()
-		if !c.gen.CompareAndSwap(old, now) {
-			now = c.gen.Load()
-		}
+// generations calls f for each of the present generations.
+func (c *conn) generations(f func(*generation)) {
+	for i := range c.lanes {
+		f(c.lanes[i].Load())
 	}
-	c.replacing.Unlock()
-	old.retire()
-	now.fill()
-	return now
 }
 
-// expire replaces the generation at its age, as soon as the next one has the
-// connections that are wanted ahead.
-func (g *generation) expire() {
-	c := g.conn
-	next := c.newGeneration()
-	if to := c.layer.target.Load(); to != nil {
+// replace has new calls go over new connections, instead of old's, as soon as there
+// are those that are wanted ahead. It returns false if old is not the present one.
+func (c *conn) replace(old *generation, ahead bool) bool {
+	if c.lanes[old.lane].Load() != old {
+		return false
+	}
+	next := c.newGeneration(old.lane)
+	if to := c.layer.target.Load(); to != nil && ahead {
 		for range c.layer.b.cfg.Conns.Min {
 			next.fillOne(*to) // or not: then calls will see to it
 		}
 	}
-	if !c.gen.CompareAndSwap(g, next) {
-		next.retire()
-		return
+	if !c.lanes[old.lane].CompareAndSwap(old, next) {
+		next.retire() // one of several does it
+		return false
 	}
-	g.retire()
+	old.retire()
 	next.fill()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	next.age()
+	return true
 }
 
 // transports calls f for each transport of the generation.
 func (g *generation) transports(f func(*http.Transport)) {
-	for _, t := range g.lanes {
-		f(t)
-	}
+	f(g.t)
 	if g.http1 != nil {
 		f(g.http1)
 	}
@@ -175,10 +193,6 @@ func (g *generation) end() []*spare {
 	}
 	g.retired = true
 	close(g.ended)
-	if g.timer != nil {
-		g.timer.Stop()
-		g.timer = nil
-	}
 	left := g.warm.spare
 	g.warm.spare = nil
 	return left
@@ -204,7 +218,7 @@ const (
 // sweepLater arranges for another sweep if there is something to close.
 // conn.mu is held.
 func (g *generation) sweepLater() {
-	if g.timer == nil && g.open.Load() > 0 && !g.conn.closed {
+	if g.timer == nil && g.open > 0 && !g.conn.closed {
 		g.timer = time.AfterFunc(firstSweep<<min(g.sweeps, maxSweeps), func() { g.sweep(nil) })
 		g.sweeps++
 	}
@@ -212,27 +226,8 @@ func (g *generation) sweepLater() {
 
 // opened takes note of a new connection. conn.mu is held.
 func (g *generation) opened() {
-	g.open.Add(1)
+	g.open++
 	if g.retired {
 		g.sweepLater()
-		return
 	}
-	g.age()
-}
-
-// age has the generation replaced at its age, which counts from its first
-// connection as the present one. conn.mu is held.
-func (g *generation) age() {
-	c := g.conn
-	age := c.layer.b.cfg.Conns.MaxAge
-	if age == 0 || g.timer != nil || g.open.Load() == 0 || c.gen.Load() != g {
-		return
-	}
-	g.timer = time.AfterFunc(time.Duration(jitter(int64(age))), func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if !c.closed && !g.retired {
-			c.layer.b.work.Go(g.expire)
-		}
-	})
 }

@@ -11,23 +11,57 @@ import (
 	"strings"
 )
 
-// healthBody is how much of the answer to a health check is read.
-const healthBody = 4 << 10
+// healthBody is how much of the answer to a health check is looked at. Up to
+// healthDrain more is read so that the connection can be used again.
+const (
+	healthBody  = 4 << 10
+	healthDrain = 64 << 10
+)
 
-// layered tells that there is a layer, whose connections HTTP checks can use.
+// layered tells that there is a layer, whose connections HTTP checks can use, and
+// whose dialer the others.
 func (c *checker) layered(l *transport) {
-	if c == nil || l.opaque || c.cfg.Path == "" {
+	if c == nil || l.opaque {
 		return
 	}
 	c.once.Do(func() {
-		c.layer = l
-		close(c.ready)
+		c.layer.Store(l)
+		if c.cfg.Path != "" {
+			close(c.ready)
+		} else if c.cfg.TCP == On {
+			c.startAnew() // what was found out by another dialer may be wrong
+		}
 	})
+}
+
+// guess is the scheme of checks until a call has told what the service speaks.
+func (c *checker) guess(n *Node) string {
+	_, service, _ := net.SplitHostPort(c.b.service)
+	_, node, _ := net.SplitHostPort(n.endpoint.Load().Addr)
+	if service == "443" || node == "443" {
+		return "https"
+	}
+	return "http"
+}
+
+// scheme is what checks of n speak.
+func (c *checker) scheme(n *Node) string {
+	if told := c.told.Load(); told != nil {
+		return *told
+	}
+	return c.guess(n)
+}
+
+// learn takes note of what calls speak.
+func (c *checker) learn(scheme string) {
+	if c.told.Load() == nil && c.told.CompareAndSwap(nil, &scheme) {
+		c.startAnew()
+	}
 }
 
 // request is a check by an HTTP request.
 func (c *checker) request(ctx context.Context, n *Node) error {
-	req, err := http.NewRequestWithContext(ctx, c.cfg.Method, c.cfg.Scheme+"://"+c.b.service+c.cfg.Path, nil)
+	req, err := http.NewRequestWithContext(ctx, c.cfg.Method, c.scheme(n)+"://"+c.b.service+c.cfg.Path, nil)
 	if err != nil {
 		return err
 	}
@@ -45,8 +79,8 @@ func (c *checker) request(ctx context.Context, n *Node) error {
 		return err
 	}
 	defer resp.Body.Close()
-	// Read in any case: the connection is of use again then.
 	body, err := io.ReadAll(io.LimitReader(resp.Body, healthBody))
+	_, _ = io.CopyN(io.Discard, resp.Body, healthDrain)
 	switch {
 	case !slices.ContainsFunc(c.cfg.Status, func(s StatusRange) bool { return s.First <= resp.StatusCode && resp.StatusCode <= s.Last }):
 		if to := resp.Header.Get("Location"); to != "" && resp.StatusCode/100 == 3 {
@@ -66,13 +100,13 @@ func (c *checker) request(ctx context.Context, n *Node) error {
 
 // transport returns what takes req to the node, and what to call afterwards.
 func (c *checker) transport(req *http.Request, n *Node) (rt http.RoundTripper, done func(), err error) {
-	l := c.layer
+	l := c.layer.Load()
 	if l.template != nil && c.cfg.Port != 0 {
 		t := fromTemplate(l.template, c.elsewhere(l, n), &c.b.cfg, n.Endpoint().ServerName)
 		t.DisableKeepAlives = true
 		return t, t.CloseIdleConnections, nil
 	}
-	if c.cfg.Scheme == "https" && l.template == nil {
+	if req.URL.Scheme == "https" && l.template == nil {
 		return nil, nil, &URLError{URL: req.URL.String(), Reason: "https needs an *http.Transport below"}
 	}
 	conn := l.conn(n)
@@ -85,7 +119,7 @@ func (c *checker) transport(req *http.Request, n *Node) (rt http.RoundTripper, d
 			l.drop(n)
 		}
 	}
-	if own := conn.transport(req); own != nil {
+	if own := conn.through(req); own != nil {
 		return own, done, nil
 	}
 	if err = conn.readdress(req, new(url.URL)); err == nil && c.cfg.Port != 0 {
@@ -96,9 +130,6 @@ func (c *checker) transport(req *http.Request, n *Node) (rt http.RoundTripper, d
 
 // elsewhere dials the node at Health.Port.
 func (c *checker) elsewhere(l *transport, n *Node) dialFunc {
-	base := l.template.DialContext
-	if base == nil {
-		base = c.b.cfg.Dial
-	}
+	base := l.dialer()
 	return func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx, n, base, "") }
 }

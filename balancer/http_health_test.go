@@ -1,6 +1,8 @@
 package balancer_test
 
 import (
+	"cmp"
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -28,6 +31,7 @@ func checkOnce(t *testing.T, h http.Handler, health balancer.HealthConfig, next 
 	t.Cleanup(server.Close)
 	rec := new(backstaytest.Recorder)
 	health.InitialUnhealthy = balancer.On
+	health.Timeout = cmp.Or(health.Timeout, time.Minute)
 	health.UnhealthyInterval = 20 * time.Millisecond
 	b, err := balancer.New("orders:80", discovery.Static(discovery.Endpoint{ID: "a", Addr: server.Listener.Addr().String()}),
 		&balancer.Config{Health: health, Observer: rec})
@@ -37,7 +41,7 @@ func checkOnce(t *testing.T, h http.Handler, health balancer.HealthConfig, next 
 	const none = "health check: none yet"
 	require.Equal(t, none, b.Snapshot().Nodes[0].Reason, "before there is a layer")
 	b.Layer(next)
-	require.Eventually(t, func() bool { return b.Snapshot().Nodes[0].Reason != none }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return b.Snapshot().Nodes[0].Reason != none }, time.Minute, time.Millisecond)
 	n := b.Snapshot().Nodes[0]
 	require.Equal(t, n.Reason == "", n.State == balancer.Eligible)
 	require.Zero(t, n.Answered)
@@ -123,7 +127,7 @@ func TestHTTPCheckAtAnotherPort(t *testing.T) {
 
 func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 	overProtocols(t, func(t *testing.T, p backstaytest.Protocol) {
-		health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, InitialUnhealthy: balancer.On, Timeout: 10 * time.Second}
+		health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, InitialUnhealthy: balancer.On}
 		if p == backstaytest.HTTP2 {
 			health.Scheme = "https"
 		}
@@ -135,7 +139,7 @@ func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 				}
 			}
 			return true
-		}, 10*time.Second, time.Millisecond)
+		}, time.Minute, time.Millisecond)
 		for _, n := range c.Snapshot().Nodes {
 			require.Zero(t, n.Answered)
 		}
@@ -143,6 +147,89 @@ func TestHTTPCheckGoesOverTheNodesOwnConnections(t *testing.T) {
 			read(t, c.get("/"))
 		}
 		require.NoError(t, c.Close())
+	})
+}
+
+// Where the checks are not told what the service speaks, the calls tell them.
+func TestHTTPCheckSpeaksWhatTheCallsDo(t *testing.T) {
+	backstaytest.CheckLeaks(t)
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond, Healthy: 1000}
+	c := newCaller(t, 3, backstaytest.FleetConfig{Protocol: backstaytest.HTTP2}, balancer.Config{Health: health}, nil)
+	states := func(want balancer.NodeState) bool {
+		for _, n := range c.Snapshot().Nodes {
+			if n.State != want {
+				return false
+			}
+		}
+		return true
+	}
+	require.Eventually(t, func() bool { return states(balancer.Unhealthy) }, time.Minute, time.Millisecond, "without TLS there is no answer")
+	c.fetch("/")
+	require.Eventually(t, func() bool { return states(balancer.Eligible) }, time.Minute, time.Millisecond, "what was found out before counts no more")
+}
+
+func TestHTTPCheckOfThePort443SpeaksHTTPS(t *testing.T) {
+	for name, test := range map[string]struct{ service, addr, want string }{
+		"the service's": {"orders:443", "10.0.0.1:8443", "https"},
+		"the node's":    {"orders", "10.0.0.1:443", "https"},
+		"another":       {"orders", "10.0.0.1:8443", "http"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			health := balancer.HealthConfig{Path: "/", InitialUnhealthy: balancer.On}
+			b, err := balancer.New(test.service, discovery.Static(discovery.Endpoint{Addr: test.addr}), &balancer.Config{Health: health})
+			require.NoError(t, err)
+			defer b.Close()
+			var schemes []string
+			b.Layer(roundTrip(func(req *http.Request) (*http.Response, error) {
+				schemes = append(schemes, req.URL.Scheme)
+				return answer(req, http.StatusOK, http.NoBody), nil
+			}))
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if test.want == "https" { // which that cannot be asked for
+				require.Contains(t, b.Snapshot().Nodes[0].Reason, "https needs an *http.Transport below", name)
+				require.Empty(t, schemes)
+			} else {
+				require.Equal(t, []string{"http"}, schemes, name)
+			}
+		})
+	}
+}
+
+func TestHTTPCheckKeepsItsConnectionWhateverTheBody(t *testing.T) {
+	backstaytest.CheckLeaks(t)
+	var checks atomic.Int32
+	long := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		checks.Add(1)
+		_, _ = io.WriteString(w, strings.Repeat(".", 60<<10))
+	})
+	health := balancer.HealthConfig{Path: "/", Interval: 10 * time.Millisecond}
+	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: long}, balancer.Config{Health: health}, nil)
+	require.Eventually(t, func() bool { return checks.Load() > 10 }, time.Minute, time.Millisecond)
+	require.Equal(t, 1, c.fleet.Stats().Connections)
+}
+
+// The nodes can be reached by the template's dialer only.
+func TestTCPCheckDialsAsTheCallsDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var dials atomic.Int32
+		cfg := balancer.Config{
+			Health: balancer.HealthConfig{TCP: balancer.On, Healthy: 1000},
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				dials.Add(1)
+				return nil, errDown
+			},
+		}
+		c := newCaller(t, 3, backstaytest.FleetConfig{Network: backstaytest.NewNetwork()}, cfg, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, n := range c.Snapshot().Nodes {
+			require.Equal(t, balancer.Eligible, n.State)
+		}
+		require.LessOrEqual(t, dials.Load(), int32(3), "but for before there was a layer")
+		c.fleet.Server(0).Kill()
+		time.Sleep(time.Minute)
+		require.Equal(t, balancer.Unhealthy, c.Snapshot().Nodes[0].State)
 	})
 }
 
@@ -172,5 +259,5 @@ func TestHTTPCheckIsNotMadeWhereNodesCannotBeToldApart(t *testing.T) {
 	require.Zero(t, checks.Load())
 	// The first layer that can tell them apart is the one.
 	b.Layer(&http.Transport{})
-	require.Eventually(t, func() bool { return checks.Load() > 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return checks.Load() > 3 }, time.Minute, time.Millisecond)
 }

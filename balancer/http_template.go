@@ -66,6 +66,20 @@ func fromTemplate(t *http.Transport, dial dialFunc, cfg *Config, serverName stri
 	return n
 }
 
+// dialer returns what makes connections for the template; nil if there is none.
+func (l *transport) dialer() dialFunc {
+	switch {
+	case l.template == nil:
+		return nil
+	case l.template.DialContext != nil:
+		return l.template.DialContext
+	case l.template.Dial != nil: //nolint:staticcheck // whoever set it wants it used
+		legacy := l.template.Dial //nolint:staticcheck // likewise
+		return func(_ context.Context, network, addr string) (net.Conn, error) { return legacy(network, addr) }
+	}
+	return new(net.Dialer).DialContext
+}
+
 // speaksHTTP2 reports whether t would use HTTP/2 over TLS, by net/http's rules.
 func speaksHTTP2(t *http.Transport) bool {
 	if t.Protocols != nil {

@@ -154,6 +154,7 @@ func (r *tlsRig) balancer(cfg balancer.Config) http.RoundTripper {
 	r.t.Helper()
 	client, err := r.files.Config()
 	require.NoError(r.t, err)
+	cfg = unhurried(cfg)
 	b, err := balancer.New("orders.test", discovery.Static(discovery.Endpoint{Addr: r.server.Listener.Addr().String()}), &cfg)
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { require.NoError(r.t, b.Close()) })

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -88,7 +89,8 @@ func TestLayerIsATransport(t *testing.T) {
 				return &byHost{t: t, cfg: cfg, next: next, layers: make(map[string]http.RoundTripper)}
 			}
 			backstaytest.TestTransport(t, layer, &backstaytest.TransportOptions{
-				Skip: skip,
+				Patience: time.Minute,
+				Skip:     skip,
 				Refuse: func(next http.RoundTripper) http.RoundTripper {
 					h := layer(next).(*byHost)
 					h.cfg.MaxConcurrency = 1

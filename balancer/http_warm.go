@@ -46,7 +46,6 @@ type warmth struct {
 	spare    []*spare
 	filling  bool // a goroutine is at it
 	asleep   bool // until the next call dials: CloseIdleConnections was called
-	http2    bool // a connection is shared by calls
 	failures int  // in a row: dials, and spare connections that the node closed
 }
 
@@ -66,13 +65,16 @@ func (g *generation) missing() int {
 		return 0
 	}
 	want := g.conn.layer.b.cfg.Conns.Min
-	if g.warm.http2 {
-		want = min(want, len(g.lanes))
+	switch {
+	case g.conn.http2 && g.lane < want:
+		want = 1
+	case g.conn.http2 || g.lane > 0:
+		want = 0
 	}
-	if most := g.lanes[0].MaxConnsPerHost; most > 0 {
-		want = min(want, most*len(g.lanes))
+	if most := g.t.MaxConnsPerHost; most > 0 {
+		want = min(want, most)
 	}
-	return max(0, want-int(g.open.Load()))
+	return max(0, want-(g.open-g.due))
 }
 
 // fill sees to it that there are as many connections as there should be.
@@ -122,7 +124,7 @@ func (g *generation) keepFilling(to target) {
 		if missing > 0 && g.missing() >= missing {
 			g.warm.failures++
 			failures = g.warm.failures
-		} else if g.warm.http2 {
+		} else if c.http2 {
 			g.warm.failures = 0
 		}
 	}
@@ -146,13 +148,13 @@ func (g *generation) fillOne(to target) {
 	c := g.conn
 	ctx := c.layer.b.ctx
 	c.mu.Lock()
-	missing, http2 := g.missing(), g.warm.http2
+	missing, http2 := g.missing(), c.http2
 	c.mu.Unlock()
 	if missing == 0 {
 		return
 	}
 	if !http2 {
-		nc, err := g.connectTo(ctx, g.lanes[0], to)
+		nc, err := g.connectTo(ctx, g.t, to)
 		if err != nil {
 			return
 		}
@@ -160,9 +162,7 @@ func (g *generation) fillOne(to target) {
 			return
 		}
 	}
-	for _, t := range g.lanes {
-		join(ctx, t, to)
-	}
+	join(ctx, g.t, to)
 }
 
 // join has t make its HTTP/2 connection, if it has none, by a call that cannot be
@@ -191,7 +191,7 @@ func (g *generation) put(nc net.Conn, to target) bool {
 		_ = nc.Close()
 		return false
 	}
-	http2 := g.warm.http2
+	http2 := c.http2
 	g.warm.spare = append(g.warm.spare, s)
 	if http2 { // it is taken at once, and the server speaks first
 		s.err = os.ErrDeadlineExceeded
@@ -280,11 +280,21 @@ func (g *generation) connectTo(ctx context.Context, t *http.Transport, to target
 		return nil, err
 	}
 	if tc.ConnectionState().NegotiatedProtocol == "h2" {
-		g.conn.mu.Lock()
-		g.warm.http2 = true
-		g.conn.mu.Unlock()
+		g.conn.shares()
 	}
 	return tc, nil
+}
+
+// shares takes note that the node speaks HTTP/2, so that each lane has but one
+// connection.
+func (c *conn) shares() {
+	c.mu.Lock()
+	known := c.http2
+	c.http2 = true
+	c.mu.Unlock()
+	if !known && c.layer.target.Load() != nil {
+		c.fill()
+	}
 }
 
 // shakeHands makes a TLS connection of nc as t would, or closes it.

@@ -60,17 +60,31 @@ func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
 	}
 	load := n.load.Add(add)
 	if most := b.cfg.MaxConcurrency; most > 0 && inFlightOf(load) > int64(most) {
-		if load = n.load.Add(-add); inFlightOf(load) == 0 && n.hasLeft() {
-			n.leave()
+		return n.full(call, add, most, l)
+	}
+	if l.gate&gateState == gateAsk && !call.LatencyNeutral {
+		most, over := n.regain.admits(l.gate, now)
+		if most > 0 {
+			return n.full(call, add, most, l)
 		}
-		l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
-		*l = Lease{}
-		return &limit.FullError{Key: n.breaker.Key(), Max: b.cfg.MaxConcurrency}
+		if over {
+			n.gate.CompareAndSwap(l.gate, l.gate&^gateState+gateState+1|b.closedGate)
+		}
 	}
 	if awaitingOf(load) == 1 && l.start-n.firstWaiter.Load() > 1<<tickShift {
 		n.firstWaiter.Store(l.start) // no oftener than anybody can tell by the ticks
 	}
 	return nil
+}
+
+// full takes back what acquire has done.
+func (n *Node) full(call *Call, add uint64, most int, l *Lease) error {
+	if load := n.load.Add(-add); inFlightOf(load) == 0 && n.hasLeft() {
+		n.leave()
+	}
+	l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
+	*l = Lease{}
+	return &limit.FullError{Key: n.breaker.Key(), Max: most}
 }
 
 // Answered tells what came of the attempt when the answer's headers are there,
@@ -140,12 +154,16 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 		if o = n.judge(l.owner, elapsed, o); o.Class == outcome.Neutral {
 			if !latencyNeutral {
 				n.raise(at, elapsed)
+				n.regain.answered(l.gate, elapsed, o.Class)
 			}
 			l.breaker.Answered(now, o)
 			return o, 0
 		}
 	} else if n.unwell.Load()&unansweredMask != 0 {
 		n.unwell.And(^unansweredMask)
+	}
+	if l.gate&gateState == gateAsk && !latencyNeutral {
+		n.regain.answered(l.gate, elapsed, o.Class)
 	}
 	row, flags := uint32(0), uint32(0)
 	switch {

@@ -1,6 +1,8 @@
 package balancer
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"math/bits"
 	"math/rand/v2"
@@ -25,14 +27,14 @@ import (
 // that one full node passes on would fill the next one, and so on
 // (arXiv:1908.08762). Calls without a key are spread by [P2C] with [InFlight].
 type Maglev struct {
-	// TableSize is the number of entries; the next prime number is taken, and at
-	// most 5,000,011. Another size is another placement, so all processes must
+	// TableSize is the number of entries; the next prime number is taken. At most
+	// 5,000,011. Another size is another placement, so all processes must
 	// have the same. Nodes have numbers of entries that differ by one, or those
 	// that their weights say: for a spread within 1 %, there should be a hundred
 	// for each node. It is not made to grow with the nodes, for that would move
 	// all keys at once, unless there are more nodes than entries. A node whose
 	// weight is not worth an entry gets calls without a key, at most. An entry
-	// takes four bytes. Not above 0: the default. Default: 65537.
+	// takes four bytes. Default: 65537.
 	TableSize int
 	// Seed gives another placement. It must be the same in all processes that
 	// should agree. Default: 0, which is as good as any.
@@ -52,6 +54,15 @@ const (
 
 // ReadsKeys is true.
 func (Maglev) ReadsKeys() bool { return true }
+
+// Validate returns all that is wrong with m, joined; [New] does so too.
+func (m Maglev) Validate() error {
+	var errs []error
+	if m.TableSize < 0 || m.TableSize > maxTableSize {
+		errs = append(errs, fmt.Errorf("balancer: Maglev.TableSize is %d, want between 1 and %d", m.TableSize, maxTableSize))
+	}
+	return errors.Join(append(errs, validateBound("Maglev", m.Bound))...)
+}
 
 // NewPicker returns the picker for nodes.
 func (m Maglev) NewPicker(nodes []*Node) Picker {

@@ -45,6 +45,7 @@ type nodeRest struct {
 	openUntil atomic.Int64 // while gateOpen
 	unhealthy atomic.Bool  // by its health check
 	rampEnd   atomic.Int64 // when slow start ends
+	regain    regain       // how it comes back after its breaker was open
 	server    reports      // what it says of its own load
 	record                 // of its failures
 	reported  NodeState    // guarded by owner.mu: what observers know

@@ -38,7 +38,8 @@ func (c *Call) avoids(n *Node) bool { return slices.Contains(c.Avoid, n) }
 // NewPicker is called with at least one node, each of them once, possibly by
 // several goroutines at once ([Balancer.View]). It may keep the slice and must
 // not change it. It must be fast and must not call the balancer. A policy that
-// returns nil, or panics ([PolicyFailed]), leaves the choice to chance.
+// returns nil, or panics ([PolicyFailed]), leaves the choice to chance. One that has
+// a method Validate() error is asked by [New] whether its settings make sense.
 type Policy interface {
 	NewPicker(nodes []*Node) Picker
 }
@@ -51,10 +52,15 @@ type Picker interface {
 	Pick(call Call) *Node
 }
 
-// KeyReader is a [Policy] that goes by Call.Key: only for those are contexts looked
-// at for one ([WithKey]).
+// KeyReader is a [Policy] that goes by Call.Key: only for those are contexts
+// ([WithKey]) and requests ([HashKey]) looked at for one.
 type KeyReader interface {
 	ReadsKeys() bool
+}
+
+func readsKeys(p Policy) bool {
+	k, ok := p.(KeyReader)
+	return ok && k.ReadsKeys()
 }
 
 // PolicyFunc is a function that is a [Policy].

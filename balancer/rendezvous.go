@@ -35,7 +35,7 @@ type Rendezvous struct {
 	// have in flight from this process; if all have, it takes the first after
 	// all. Calls that are picked at the same moment may exceed it by their
 	// number. With more than 128 nodes what all have in flight may be a
-	// millisecond old. Below 1, it is 1. Negative: no bound. Default: 1.25.
+	// millisecond old. At least 1. Negative: no bound. Default: 1.25.
 	Bound float64
 	// Rand is the source of the draws for calls without a key; it must be safe for
 	// concurrent use if the balancer is used concurrently. Default: the runtime's.
@@ -44,6 +44,9 @@ type Rendezvous struct {
 
 // ReadsKeys is true.
 func (Rendezvous) ReadsKeys() bool { return true }
+
+// Validate returns what is wrong with r; [New] does so too.
+func (r Rendezvous) Validate() error { return validateBound("Rendezvous", r.Bound) }
 
 // NewPicker returns the picker for nodes.
 func (r Rendezvous) NewPicker(nodes []*Node) Picker {

@@ -36,8 +36,24 @@ type Snapshot struct {
 	// the nodes fail taken together.
 	Latency     time.Duration `json:"latency"`
 	FailureRate float64       `json:"failureRate"`
+	// Subsets are Config.Subsets, by name.
+	Subsets []SubsetSnapshot `json:"subsets,omitempty"`
 	// Nodes are those of the set, in the resolver's order.
 	Nodes []NodeSnapshot `json:"nodes"`
+}
+
+// SubsetSnapshot is what is known of one of Config.Subsets. While nobody of it is
+// Eligible, or it is Panicking, its calls go to the subset that stands in for it.
+type SubsetSnapshot struct {
+	// Subset is its name.
+	Subset string `json:"subset"`
+	// Total counts the nodes that belong to it, Eligible those of them that its calls
+	// may go to.
+	Total    int `json:"total"`
+	Eligible int `json:"eligible"`
+	// Panicking and Closed are as those of the [Snapshot].
+	Panicking bool `json:"panicking,omitempty"`
+	Closed    bool `json:"closed,omitempty"`
 }
 
 // NodeSnapshot is what is known of one node.
@@ -50,6 +66,8 @@ type NodeSnapshot struct {
 	Zone     string  `json:"zone,omitempty"`
 	Priority int     `json:"priority,omitempty"`
 	Weight   float64 `json:"weight"`
+	// Subsets are the names of those of Config.Subsets that it belongs to.
+	Subsets []string `json:"subsets,omitempty"`
 	// State is what keeps calls from it, if anything, Reason says why where that is
 	// known, and Until is when it will be over at the latest; zero where that is not
 	// a matter of time.
@@ -139,6 +157,20 @@ func (b *Balancer) Snapshot() Snapshot {
 		s.Panicking, s.Closed, s.Eligible = current.panicking, current.closed, len(current.eligible)
 		current.shares(shares)
 	}
+	for _, name := range sortedNames(b.cfg.Subsets) {
+		sub := SubsetSnapshot{Subset: name}
+		if is := current.subset(name); is != nil {
+			sub.Eligible, sub.Panicking, sub.Closed = len(is.eligible), is.panicking, is.closed
+		}
+		def := b.cfg.Subsets[name]
+		for i, n := range order {
+			if def.has(n) {
+				sub.Total++
+				s.Nodes[i].Subsets = append(s.Nodes[i].Subsets, name)
+			}
+		}
+		s.Subsets = append(s.Subsets, sub)
+	}
 	for i, n := range order {
 		e := &s.Nodes[i]
 		var used bool
@@ -150,6 +182,14 @@ func (b *Balancer) Snapshot() Snapshot {
 		n.describe(b, e, at, now)
 	}
 	return s
+}
+
+// subset returns the snapshot of a subset; nil if there is none.
+func (s *snapshot) subset(name string) *snapshot {
+	if s == nil {
+		return nil
+	}
+	return s.subsets[name]
 }
 
 // shares notes for each node that is used what share of the calls its group has.

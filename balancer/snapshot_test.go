@@ -86,6 +86,32 @@ func TestSnapshotTellsWhatEachNodeIsLike(t *testing.T) {
 	})
 }
 
+func TestSnapshotTellsOfSubsets(t *testing.T) {
+	inBubble(t, anyOf(balancer.Config{Subsets: canarySubsets()}), versions(6, 4), func(t *testing.T, r *rig) {
+		for i := range 3 {
+			require.NoError(t, r.Eject(addr(i), time.Minute))
+		}
+		s := r.Snapshot()
+		require.Equal(t, []balancer.SubsetSnapshot{
+			{Subset: "canary", Total: 4, Eligible: 4, Panicking: true},
+			{Subset: "only", Total: 4, Eligible: 4, Panicking: true},
+			{Subset: "stable", Total: 2, Eligible: 2},
+		}, s.Subsets)
+		require.False(t, s.Panicking)
+		require.Equal(t, []string{"canary", "only"}, s.Nodes[0].Subsets)
+		require.Equal(t, []string{"stable"}, s.Nodes[5].Subsets)
+		for i := range 3 {
+			require.NoError(t, r.Restore(addr(i)))
+		}
+		require.NoError(t, r.Eject(addr(0), time.Minute))
+		require.Equal(t, balancer.SubsetSnapshot{Subset: "canary", Total: 4, Eligible: 3}, r.Snapshot().Subsets[0])
+		r.update(versions(6, 0)...)
+		require.Equal(t, balancer.SubsetSnapshot{Subset: "canary"}, r.Snapshot().Subsets[0])
+		require.NoError(t, r.Close())
+		require.Len(t, r.Snapshot().Subsets, 3)
+	})
+}
+
 func TestSnapshotTellsThatTheSetIsStale(t *testing.T) {
 	inBubble(t, nil, endpoints(2), func(t *testing.T, r *rig) {
 		pass(time.Minute)

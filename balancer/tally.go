@@ -72,6 +72,7 @@ func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) uint
 // countBroken makes a failure of an answer that had been counted as good.
 func (n *Node) countBroken(l *Lease, now time.Time, o *outcome.Outcome) {
 	if l.gate&gateState != gateFree {
+		n.handOn(l.owner, l.owner.since(now)) // the gate may be free by now
 		n.addRate(1, 0, 1)
 		return // and the breaker's lease does the same for the breaker
 	}
@@ -183,6 +184,9 @@ func (n *Node) breakerChanged(e breaker.StateChanged) {
 	state := b.closedGate
 	switch e.To {
 	case breaker.Closed:
+		if b.regains(e) {
+			state = gateAsk
+		}
 	case breaker.HalfOpen:
 		state = gateHalfOpen
 	case breaker.Open:
@@ -193,7 +197,11 @@ func (n *Node) breakerChanged(e breaker.StateChanged) {
 		}
 		n.openUntil.Store(until)
 	}
-	n.gate.Store(n.gate.Load()&^gateState + gateState + 1 | state)
+	gate := n.gate.Load()&^gateState + gateState + 1 | state
+	if b.regains(e) {
+		n.regain.begin(b, gate)
+	}
+	n.gate.Store(gate)
 	n.handOn(b, b.since(time.Time{})) // what was counted before is not for this state
 	b.reconsider()
 }

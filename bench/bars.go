@@ -62,10 +62,14 @@ func bars() []bar {
 			bar{table: hit, ours: ours, allocs: true},
 			bar{table: "Cache/get-or-load-hit" + mode, ours: ours, allocs: true},
 		)
-		first := "Retry/first-try" + mode
+		first, layer := "Retry/first-try"+mode, "RetryHTTP/first-try"+mode
 		all = append(all,
 			bar{table: first, ours: "backstay-no-budget", peer: "backoff-v4", factor: 1},
 			bar{table: first, ours: "backstay-no-budget", allocs: true},
+			bar{table: layer, ours: "backstay-no-timeout", peer: "none", factor: 1, slack: 150},
+			bar{table: layer, ours: "backstay-no-timeout", peer: "none", allocs: true, factor: 1, slack: 2},
+			bar{table: layer, ours: "backstay-timeouts", peer: "none", factor: 1, slack: 500},
+			bar{table: layer, ours: "backstay-timeouts", peer: "none", allocs: true, factor: 1, slack: 7},
 			// What a hedge adds to a call that does not need it.
 			bar{table: "Hedge/armed" + mode, ours: ours, less: "backstay-retry", peer: "failsafe", lessOf: "none", factor: 0.2},
 			bar{table: "Hedge/armed" + mode, ours: ours, peer: "failsafe-retry+timeout", report: true},

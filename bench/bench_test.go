@@ -207,6 +207,8 @@ func TestVersionsAreThoseBuiltIn(t *testing.T) {
 
 func BenchmarkBreaker(b *testing.B)      { benchmark(b, breakerContests()) }
 func BenchmarkRetry(b *testing.B)        { benchmark(b, retryContests()) }
+func BenchmarkRetryHTTP(b *testing.B)    { benchmark(b, retryLayerContests()) }
+func BenchmarkHedge(b *testing.B)        { benchmark(b, hedgeContests()) }
 func BenchmarkLimit(b *testing.B)        { benchmark(b, limitContests()) }
 func BenchmarkPick(b *testing.B)         { benchmark(b, pickContests()) }
 func BenchmarkCache(b *testing.B)        { benchmark(b, cacheContests()) }

@@ -118,7 +118,7 @@ func drive(j job, goroutines, n int) error {
 // everything lists all cases, in the order in which they are measured.
 func everything() []contest {
 	return slices.Concat(
-		breakerContests(), retryContests(), hedgeContests(), limitContests(), pickContests(), cacheContests(),
+		breakerContests(), retryContests(), retryLayerContests(), hedgeContests(), limitContests(), pickContests(), cacheContests(),
 		nopContests(), loopbackContests(), grpcContests(),
 	)
 }

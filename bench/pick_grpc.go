@@ -71,8 +71,10 @@ func bridgePicker(s *stage, n int) (balancer.Picker, error) {
 		return nil, err
 	}
 	var last balancer.Picker
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
 	for same := 0; same < 50; same++ { // until there has been no other picker for a while
-		time.Sleep(2 * time.Millisecond)
+		<-tick.C
 		conn.mu.Lock()
 		if conn.ready < n || conn.picker != last {
 			same = 0

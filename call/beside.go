@@ -35,21 +35,44 @@ func (f *Frame) Beside(elsewhere bool) *Frame {
 	}
 }
 
+// Apart returns a frame for the attempt that f's call is about to make, if that is
+// made by another goroutine and may go on when the call is over. It is like one that
+// is [Frame.Beside] f, but its attempt is no hedge, and bears what f has noted for
+// the next one: the wait, and why there is one. f has been lent, or is shared anyway.
+func (f *Frame) Apart() *Frame {
+	apart := f.Beside(false)
+	if apart == nil {
+		return nil
+	}
+	apart.own = true
+	f.lock()
+	apart.slept, apart.why, apart.budget, apart.refused = f.slept, f.why, f.budget, f.refused
+	f.slept, f.why, f.budget, f.refused = 0, "", 0, nil
+	f.unlock()
+	return apart
+}
+
 // Elsewhere reports whether the attempt must go to a node that the call has not
 // tried, or be refused.
 func (f *Frame) Elsewhere() bool { return f != nil && f.elsewhere }
 
 // Adopt makes the answer of a frame beside f that of f: see [Frame.Outcome]. Both
-// attempts are over.
+// attempts are over. What refused the attempt of one that is [Frame.Apart] is f's
+// again.
 func (f *Frame) Adopt(beside *Frame) {
 	if f == nil {
 		return
 	}
 	beside.lock()
 	answer, o, answered := beside.answer, beside.outcome, beside.answered
+	var refused []Refusal
+	if beside.own {
+		refused, beside.refused = beside.refused, nil
+	}
 	beside.unlock()
 	f.lock()
 	f.answer, f.outcome, f.answered = answer, o, answered
+	f.refused = append(f.refused, refused...)
 	f.unlock()
 }
 

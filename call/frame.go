@@ -86,7 +86,8 @@ type Frame struct {
 	answer  any
 	outcome outcome.Outcome
 
-	of *Frame // the frame that this one is beside; nil for the call's own
+	of  *Frame // the frame that this one is beside; nil for the call's own
+	own bool   // for the attempt of the frame that it is beside, not for a hedge
 }
 
 // frameContext is a context that carries a frame.
@@ -451,7 +452,8 @@ func (f *Frame) Send(now time.Time, key any, node, addr string) int {
 	f.unlock()
 	f.of.lock()
 	i := f.of.add(now, key, node, addr, slept, refused)
-	f.of.attempts[i].Hedge = true
+	f.of.attempts[i].Hedge = !f.own
+	f.of.attempts[i].Why, f.of.attempts[i].Budget = f.why, f.budget
 	f.of.unlock()
 	return i
 }

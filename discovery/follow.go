@@ -51,14 +51,18 @@ type watches struct {
 	hints   []chan struct{}
 	base    time.Duration // of the backoff
 	limit   time.Duration
-	cancel  context.CancelFunc
+	cancel  func()
 	wg      sync.WaitGroup
 }
 
 // follow begins to watch service with all sources. stop ends it.
 func follow(ctx context.Context, service string, base, limit time.Duration, sources ...Resolver) *watches {
 	w := &watches{updates: make(chan update), base: base, limit: limit}
-	ctx, w.cancel = context.WithCancel(ctx)
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(outer)
+	// When outer ends, whoever sees it first may be faster than the context itself:
+	// the sources should hear its cause all the same.
+	w.cancel = func() { cancel(context.Cause(outer)) }
 	for i, r := range sources {
 		// Each source gets a channel of its own, or a hint would reach only the
 		// one that happens to receive it.

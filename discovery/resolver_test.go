@@ -135,7 +135,7 @@ func TestSourcesAreResolvers(t *testing.T) {
 		}, two},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backstaytest.TestResolver(t, c.source, &backstaytest.ResolverOptions{Want: c.want})
+			backstaytest.TestResolver(t, c.source, &backstaytest.ResolverOptions{Want: c.want, Patience: time.Minute})
 		})
 	}
 }
@@ -199,7 +199,7 @@ func TestDecoratorsAreResolvers(t *testing.T) {
 		}), all[:3]},
 	} {
 		t.Run(name, func(t *testing.T) {
-			backstaytest.TestResolver(t, c.source, &backstaytest.ResolverOptions{Want: c.want})
+			backstaytest.TestResolver(t, c.source, &backstaytest.ResolverOptions{Want: c.want, Patience: time.Minute})
 		})
 	}
 }

@@ -2,6 +2,7 @@ package discovery_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/backstay/backstay/backstaytest"
 	"github.com/backstay/backstay/discovery"
@@ -18,7 +19,7 @@ func TestDecoratorsThatLimitAreResolvers(t *testing.T) {
 		"MinEndpoints": func(r discovery.Resolver) discovery.Resolver { return discovery.MinEndpoints(r, 2) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			backstaytest.TestResolver(t, grown(over), &backstaytest.ResolverOptions{Want: two})
+			backstaytest.TestResolver(t, grown(over), &backstaytest.ResolverOptions{Want: two, Patience: time.Minute})
 		})
 	}
 }

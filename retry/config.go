@@ -108,8 +108,8 @@ type Backoff struct {
 	// Kind is how the waits grow, and how they are drawn.
 	// Default: FullJitter, "full".
 	Kind BackoffKind `json:"kind,omitempty"`
-	// Base bounds the first wait, or is its least; see Kind. Negative is no wait
-	// at all.
+	// Base bounds the first wait, or is its least; see Kind. If it is set, it is
+	// less than a Timeout. Negative is no wait at all.
 	// Default: 50ms.
 	Base time.Duration `json:"base,omitempty"`
 	// Max bounds every wait but those that a server asks for.
@@ -145,6 +145,7 @@ const (
 const (
 	httpAttemptTimeout = 10 * time.Second // the default
 	bufferLimit        = 64 << 10
+	bodyLimit          = 64 << 10 // the default
 )
 
 // resolve returns a copy of c in which defaults are filled in and what is off is
@@ -168,13 +169,14 @@ func (c *Config) resolve() (*Config, error) {
 	}
 	r.Timeout = inherit.Or(r.Timeout, 0)
 	r.AttemptTimeout = inherit.Or(r.AttemptTimeout, -1)
-	r.BodyLimit = inherit.Or(r.BodyLimit, 64<<10)
+	r.BodyLimit = inherit.Or(r.BodyLimit, bodyLimit)
 	r.DrainLimit = inherit.Or(r.DrainLimit, 64<<10)
 	r.DrainTime = inherit.Or(r.DrainTime, 50*time.Millisecond)
 
 	b := &r.Backoff
 	check(backoffKinds().valid(uint8(b.Kind)), "Backoff.Kind", b.Kind, backoffKinds().want())
-	b.Base = inherit.Or(b.Base, 50*time.Millisecond)
+	base := b.Base // as it is set, for the default suits everybody
+	b.Base = inherit.Or(base, 50*time.Millisecond)
 	b.Max = cmp.Or(b.Max, 2*time.Second)
 	throttled := b.ThrottledBase
 	b.ThrottledBase = cmp.Or(inherit.Or(throttled, min(time.Second, b.Max)), b.Base)
@@ -189,7 +191,9 @@ func (c *Config) resolve() (*Config, error) {
 		fmt.Sprintf(">= Backoff.ThrottledBase (%v)", throttled))
 	check(r.Timeout == 0 || r.AttemptTimeout <= r.Timeout, "AttemptTimeout", r.AttemptTimeout,
 		fmt.Sprintf("<= Timeout (%v)", r.Timeout))
-	r.Hedge.resolve(r.Timeout, check)
+	check(r.Timeout == 0 || r.MaxAttempts == 1 || base <= 0 || base < r.Timeout, "Backoff.Base", base,
+		fmt.Sprintf("less than Timeout (%v)", r.Timeout))
+	r.Hedge.resolve(r.Timeout, r.AttemptTimeout, check)
 	check(r.RetryNonIdempotent.Valid(), "RetryNonIdempotent", uint8(r.RetryNonIdempotent), "On or Off")
 	check(r.GenerateKey.Valid(), "GenerateKey", uint8(r.GenerateKey), "On or Off")
 	check(r.BufferBody.Valid(), "BufferBody", uint8(r.BufferBody), "On or Off")

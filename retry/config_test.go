@@ -18,7 +18,9 @@ func TestEveryDefaultIsValid(t *testing.T) {
 	for _, cfg := range []*retry.Config{
 		nil,
 		{},
-		{Timeout: time.Second}, // less than the default attempt timeout
+		{Timeout: time.Second},      // less than the default attempt timeout
+		{Timeout: time.Millisecond}, // and than the default wait
+		{Timeout: time.Second, MaxAttempts: -1, Backoff: retry.Backoff{Base: time.Second}},
 		{Backoff: retry.Backoff{Max: 100 * time.Millisecond}},            // less than the default throttled base
 		{Backoff: retry.Backoff{Base: 50 * time.Millisecond, Max: 50e6}}, // equal
 		{MaxAttempts: -1, MaxRetryAfter: -1, AttemptTimeout: -1, Timeout: -1},
@@ -53,6 +55,18 @@ func TestInvalidConfigurationsNameFieldValueAndConstraint(t *testing.T) {
 			"retry: Backoff.Max is 2s, want >= Backoff.ThrottledBase (1m0s)",
 		},
 		{retry.Config{Backoff: retry.Backoff{Max: -1}}, "retry: Backoff.Max is -1ns, want > 0"},
+		{
+			retry.Config{Timeout: time.Second, Backoff: retry.Backoff{Base: time.Second}},
+			"retry: Backoff.Base is 1s, want less than Timeout (1s)",
+		},
+		{
+			retry.Config{AttemptTimeout: time.Second, Hedge: retry.HedgeConfig{Delay: time.Second}},
+			"retry: Hedge.Delay is 1s, want less than AttemptTimeout (1s), which would be first",
+		},
+		{
+			retry.Config{AttemptTimeout: time.Second, Hedge: retry.HedgeConfig{Percentile: 0.9, MinDelay: time.Minute}},
+			"retry: Hedge.MinDelay is 1m0s, want less than AttemptTimeout (1s), which would be first",
+		},
 		{
 			retry.Config{AttemptTimeout: 2 * time.Second, Timeout: time.Second},
 			"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
@@ -177,6 +191,7 @@ func TestContradictionsAreRefusedTogether(t *testing.T) {
 	_, err := retry.New(&retry.Config{
 		AttemptTimeout: 2 * time.Second, Timeout: time.Second,
 		Backoff:     retry.Backoff{Kind: 77, Base: time.Minute, Max: time.Second, ThrottledBase: time.Hour},
+		Hedge:       retry.HedgeConfig{Delay: time.Second / 2, MaxHedges: 3},
 		GenerateKey: 9,
 	})
 	require.EqualError(t, err, strings.Join([]string{
@@ -184,6 +199,8 @@ func TestContradictionsAreRefusedTogether(t *testing.T) {
 		"retry: Backoff.Max is 1s, want >= Backoff.Base (1m0s)",
 		"retry: Backoff.Max is 1s, want >= Backoff.ThrottledBase (1h0m0s)",
 		"retry: AttemptTimeout is 2s, want <= Timeout (1s)",
+		"retry: Backoff.Base is 1m0s, want less than Timeout (1s)",
+		"retry: Hedge.Delay is 500ms, want less than Timeout (1s) with all 3 hedges together",
 		"retry: GenerateKey is 9, want On or Off",
 	}, "\n"))
 	_, err = retry.NewBudget(&retry.BudgetConfig{Kind: 4, Ratio: math.NaN(), MaxTokens: 1, Window: 1})

@@ -120,12 +120,12 @@ func once[T any](ctx context.Context, now time.Time, l *attempt.Limits, fn func(
 	}
 	a := new(attempt.Attempt)
 	a.Start(ctx, now, l)
-	return under(a, a.Context(), fn)
+	return under(a.Context(), a, fn)
 }
 
 // under makes an attempt that has begun, with a context that is its own or derived
 // from that.
-func under[T any](a *attempt.Attempt, ctx context.Context, fn func(context.Context) (T, error)) (T, error) {
+func under[T any](ctx context.Context, a *attempt.Attempt, fn func(context.Context) (T, error)) (T, error) {
 	defer a.End()
 	v, err := fn(ctx)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

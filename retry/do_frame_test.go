@@ -200,6 +200,25 @@ func TestRefusalWithinAFrameGivesBackTheEarlierError(t *testing.T) {
 	require.Equal(t, string(retry.ReasonRefused), record.GaveUp)
 }
 
+func TestCancelDuringAWaitIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRetrier(t, &retry.Config{Name: "mail", Backoff: retry.Backoff{New: constant(time.Second)}})
+		ctx, log := call.WithLog(t.Context())
+		ctx, cancel := context.WithCancel(ctx)
+		time.AfterFunc(time.Second/2, cancel)
+		require.ErrorIs(t, r.Run(ctx, func(context.Context) error { return errBoom }), context.Canceled)
+		require.Equal(t, "mail: failed in 500ms: context canceled, while waiting to try again after: boom; "+
+			"sent boom in 0s; gave up: canceled", log.String())
+
+		ctx, log = call.WithLog(t.Context())
+		ctx, cancel = context.WithCancel(ctx)
+		time.AfterFunc(time.Second/2, cancel)
+		_, err := r.Layer(&script{steps: []step{fails(errReset)}}).RoundTrip(newRequest(t, ctx, "GET", nil)) //nolint:bodyclose // there is none
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, string(retry.ReasonCanceled), log.Calls()[0].GaveUp)
+	})
+}
+
 func TestExhaustedBudgetIsNotedInTheFunctionsFrame(t *testing.T) {
 	b := newBudget(t, nil)
 	for b.Withdraw(time.Time{}) {

@@ -62,7 +62,10 @@
 // The attempt that loses is canceled, and the call is over only when it has
 // returned: a transport, or a function, that does not heed its context, as
 // net/http's does, gains nothing by hedges. Over HTTP/1.1 to cancel a request is to
-// close its connection. Breakers and balancers take it as neutral. A panic of a hedge is
+// close its connection, unless what has lost has a grace (HedgeConfig.LoserGrace):
+// then it goes on for that long, on a goroutine that was its own from the start, and
+// what the caller does with his context and his request does not concern it any
+// more. Breakers and balancers take it as neutral. A panic of a hedge is
 // raised again on the caller's goroutine, unless the call is over.
 //
 // # What the caller gets

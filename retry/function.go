@@ -111,6 +111,7 @@ func (c *function[T]) run(a result[T]) (T, error) {
 		}
 		c.retried(c.ctx, c.of, a.o, wait)
 		if cause := sleep(c.ctx, wait, nil); cause != nil {
+			c.frame.GaveUp(string(ReasonCanceled))
 			c.gaveUp(c.ctx, c.of, a.o, ReasonCanceled)
 			return a.value, canceled(cause, a.err)
 		}
@@ -161,7 +162,7 @@ func (c *function[T]) try(a *result[T]) {
 		if c.carried {
 			ctx = call.Carry(ctx, c.frame)
 		}
-		a.value, a.err = under(c.lane, ctx, c.fn)
+		a.value, a.err = under(ctx, c.lane, c.fn)
 	}
 	c.judge(a, c.frame.Attempts() > sent, c.frame.Refusals() > refusals)
 }
@@ -222,9 +223,13 @@ func (c *function[T]) race(a *result[T]) {
 			r.abandon()
 		}
 	}()
-	r.start()
-	c.lane = lane
-	c.try(a)
+	if c.cfg.Hedge.LoserGrace > 0 {
+		r.apart(a)
+	} else {
+		r.start()
+		c.lane = lane
+		c.try(a)
+	}
 	c.hedger.observe(start, &a.o)
 	begun, sent, idle := r.settle(a, good(a))
 	settled = true
@@ -250,11 +255,12 @@ func (r *functionRace[T]) dispose(value T) { dispose(value) }
 
 func (r *functionRace[T]) subject() subject { return r.call.of }
 
-// run makes a hedge's attempt.
+// run makes a hedge's attempt, or that of the call where it runs apart.
 func (r *functionRace[T]) run(h *hedge[T]) {
-	c := function[T]{ctx: r.call.ctx, fn: r.call.fn, limits: r.call.limits, carried: r.call.carried, frame: h.frame, now: clock.Now()}
+	c := function[T]{ctx: h.ctx, fn: r.call.fn, limits: r.call.limits, carried: r.call.carried, frame: h.frame, now: clock.Now()}
 	c.cfg = r.call.cfg
 	c.lane, _ = h.lane.(*attempt.Attempt)
 	c.try(&h.answer)
 	h.good, h.whole = good(&h.answer), true
+	h.free()
 }

@@ -26,7 +26,8 @@ import (
 // a variable of its surroundings does not. What a call that loses returns without an
 // error is closed if it is an io.Closer or an *http.Response, and else dropped.
 type HedgeConfig struct {
-	// Delay is how long an attempt is without an answer before it gets a hedge.
+	// Delay is how long an attempt is without an answer before it gets a hedge. It
+	// is less than an AttemptTimeout, and with all hedges less than a Timeout.
 	// Negative is none.
 	// Default: none.
 	Delay time.Duration `json:"delay,omitempty"`
@@ -41,7 +42,8 @@ type HedgeConfig struct {
 	// MinDelay is the least that the percentile makes of the delay.
 	// Default: 1ms.
 	MinDelay time.Duration `json:"minDelay,omitempty"`
-	// MaxHedges is how many hedges a call may have, each after another delay.
+	// MaxHedges is how many hedges a call may have, each after another delay, or at
+	// once if the one before has failed and may be tried again.
 	// Default: 1.
 	MaxHedges int `json:"maxHedges,omitempty"`
 	// MaxExtra is how many hedges there may be for each call that may be hedged,
@@ -49,15 +51,22 @@ type HedgeConfig struct {
 	// no such limit.
 	// Default: 0.05.
 	MaxExtra float64 `json:"maxExtra,omitempty"`
+	// LoserGrace is how long an attempt that has lost may go on before it is
+	// canceled, and what it has answered by then is read to its end, as far as
+	// Config.DrainLimit and DrainTime go: so its connection lives on over HTTP/1.1,
+	// where to cancel a request is to close its connection. Each attempt that may
+	// get a hedge then runs on a goroutine of its own. Negative is none.
+	// Default: none: what has lost is canceled at once.
+	LoserGrace time.Duration `json:"loserGrace,omitempty"`
 	// SameNode is On to hedge also where a balancer below has no node that the
 	// call has not tried, such as a service behind one address.
 	// Default: Off.
 	SameNode Switch `json:"sameNode,omitempty"`
 }
 
-// resolve fills in the defaults, where off is zero, and checks. Timeout is the
-// call's; 0 is none.
-func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field string, value any, want string)) {
+// resolve fills in the defaults, where off is zero, and checks. Timeout is the call's
+// and attemptTimeout the attempt's; 0 or less is none.
+func (c *HedgeConfig) resolve(timeout, attemptTimeout time.Duration, check func(ok bool, field string, value any, want string)) {
 	check(!(c.Percentile >= 1) && !math.IsNaN(c.Percentile), "Hedge.Percentile", c.Percentile, "between 0 and 1")
 	check(c.MinSamples >= 0, "Hedge.MinSamples", c.MinSamples, ">= 1, or 0 for the default")
 	check(c.MinDelay >= 0, "Hedge.MinDelay", c.MinDelay, "> 0, or 0 for the default")
@@ -70,6 +79,7 @@ func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field s
 	c.MinSamples = inherit.Or(c.MinSamples, 100)
 	c.MinDelay = inherit.Or(c.MinDelay, time.Millisecond)
 	c.MaxHedges = inherit.Or(c.MaxHedges, 1)
+	c.LoserGrace = inherit.Or(c.LoserGrace, 0)
 	if c.MaxExtra == 0 {
 		c.MaxExtra = 0.05
 	}
@@ -77,6 +87,9 @@ func (c *HedgeConfig) resolve(timeout time.Duration, check func(ok bool, field s
 	want := fmt.Sprintf("less than Timeout (%v) with all %d hedges together", timeout, c.MaxHedges)
 	check(timeout == 0 || c.Delay < most, "Hedge.Delay", c.Delay, want)
 	check(timeout == 0 || c.Percentile == 0 || c.MinDelay < most, "Hedge.MinDelay", c.MinDelay, want)
+	want = fmt.Sprintf("less than AttemptTimeout (%v), which would be first", attemptTimeout)
+	check(attemptTimeout <= 0 || c.Delay < attemptTimeout, "Hedge.Delay", c.Delay, want)
+	check(attemptTimeout <= 0 || c.Percentile == 0 || c.MinDelay < attemptTimeout, "Hedge.MinDelay", c.MinDelay, want)
 }
 
 func (c *HedgeConfig) on() bool { return c.Delay > 0 || c.Percentile > 0 }

@@ -15,8 +15,9 @@ type supersededError struct{}
 func (supersededError) Error() string        { return "superseded by another attempt" }
 func (supersededError) Is(target error) bool { return target == context.Canceled }
 
-// errGone is the error of a hedge that runtime.Goexit has ended.
-var errGone = errors.New("retry: the hedge's goroutine was ended by runtime.Goexit")
+// errGone is the error of an attempt whose goroutine runtime.Goexit has ended, if it
+// was not the caller's.
+var errGone = errors.New("retry: the attempt's goroutine was ended by runtime.Goexit")
 
 // HedgedError is the error of an attempt that failed, as all of its hedges did.
 // errors.Is and errors.As find all of them, the attempt's own first.

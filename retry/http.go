@@ -56,8 +56,8 @@ type exchange struct {
 	held    *held // the last answer's response while there is another attempt
 
 	hedging
-	lane *flight   // what to make the next attempt with, if it can be superseded,
-	now  time.Time // and when it begins
+	lane *flight   // what to make the next attempt with, if it can be superseded
+	now  time.Time // when the next attempt begins; zero if the clock has not been read for it
 }
 
 // RoundTripFrame makes the call's attempts.
@@ -78,6 +78,7 @@ func (t *transport) RoundTripFrame(req *http.Request, f *call.Frame) (*http.Resp
 	start := f.Start()
 	if start.IsZero() {
 		start = clock.Now()
+		c.now = start
 	}
 	cfg.limit(&c.limits, start, cfg.httpAttemptTimeout())
 	if d := f.Deadline(); !d.IsZero() && (c.limits.Deadline.IsZero() || d.Before(c.limits.Deadline)) {
@@ -116,7 +117,7 @@ func (c *exchange) run() (*http.Response, error) {
 		if c.cfg.repeatable(c.req) {
 			limit = c.cfg.BodyLimit
 		}
-		c.replay = newReplay(c.req, limit)
+		c.replay = newReplay(c.req, limit, &c.t.r.bodies)
 		body, _ = c.replay.body()
 		defer c.replay.finish()
 	}
@@ -174,6 +175,7 @@ func (c *exchange) run() (*http.Response, error) {
 			c.held = hold(a.value, c.cfg.DrainLimit, c.cfg.DrainTime)
 		}
 		if err := c.sleep(wait); err != nil {
+			c.frame.GaveUp(string(ReasonCanceled))
 			c.gaveUp(c.ctx, c.subject(), a.o, ReasonCanceled)
 			c.drop()
 			return nil, canceled(err, failure(&a))

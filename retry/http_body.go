@@ -28,6 +28,8 @@ type replay struct {
 	mu       sync.Mutex
 	limit    int // of kept; 0 keeps nothing
 	kept     []byte
+	pool     *sync.Pool  // where the memory of kept comes from, as *[]byte
+	shared   bool        // a transport may read kept, for as long as it likes
 	complete bool        // kept is all of src
 	touched  bool        // somebody has begun to read src
 	current  *replayBody // who may read src; nil once it was closed unread
@@ -35,8 +37,8 @@ type replay struct {
 }
 
 // newReplay keeps up to limit bytes of req's body; 0 keeps nothing.
-func newReplay(req *http.Request, limit int) *replay {
-	r := &replay{src: req.Body, length: -1, limit: limit}
+func newReplay(req *http.Request, limit int, pool *sync.Pool) *replay {
+	r := &replay{src: req.Body, length: -1, limit: limit, pool: pool}
 	if req.ContentLength > 0 {
 		r.length = req.ContentLength
 	}
@@ -61,6 +63,7 @@ func (r *replay) body() (io.ReadCloser, func() (io.ReadCloser, error)) {
 	defer r.mu.Unlock()
 	switch {
 	case r.complete:
+		r.shared = true
 		kept := r.kept
 		get := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(kept)), nil }
 		body, _ := get()
@@ -77,6 +80,7 @@ func (r *replay) body() (io.ReadCloser, func() (io.ReadCloser, error)) {
 func (r *replay) finish() {
 	r.mu.Lock()
 	r.over = true
+	r.forget()
 	unread := r.current == nil
 	r.mu.Unlock()
 	if unread {
@@ -92,14 +96,35 @@ func (r *replay) keep(p []byte, err error) {
 		return
 	}
 	if len(r.kept)+len(p) > r.limit {
-		r.limit, r.kept = 0, nil
+		r.forget()
 		return
 	}
-	if r.kept == nil && r.length > 0 {
-		r.kept = make([]byte, 0, r.length)
-	}
+	r.grow(len(p))
 	r.kept = append(r.kept, p...)
 	r.complete = err == io.EOF || err == nil && int64(len(r.kept)) == r.length //nolint:errorlint // io.Reader's contract
+}
+
+// grow makes room for n more bytes, which the limit allows.
+func (r *replay) grow(n int) {
+	if r.kept == nil {
+		if again, _ := r.pool.Get().(*[]byte); again != nil {
+			r.kept = *again
+		}
+	}
+	if need := len(r.kept) + n; need > cap(r.kept) {
+		size := max(need, 2*cap(r.kept), int(r.length), 512)
+		r.kept = append(make([]byte, 0, min(size, r.limit)), r.kept...)
+	}
+}
+
+// forget keeps no more of the body, and what has been kept only for those who may
+// still read it. The caller holds the lock.
+func (r *replay) forget() {
+	if !r.shared && cap(r.kept) > 0 && cap(r.kept) <= bodyLimit {
+		kept := r.kept[:0]
+		r.pool.Put(&kept)
+	}
+	r.kept, r.limit, r.complete = nil, 0, false
 }
 
 // replayBody is the caller's body as one attempt sees it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"runtime"
@@ -87,11 +88,11 @@ func TestNothingIsKeptOfABodyThatCannotBeRepeated(t *testing.T) {
 		"limit off":      {"PUT", eager(func(c *retry.Config) { c.BodyLimit = -1 })},
 	} {
 		t.Run(name, func(t *testing.T) {
-			buf := make([]byte, 4096)
+			status, buf := 200, make([]byte, 4096)
 			next := roundTripper(func(req *http.Request) (*http.Response, error) {
 				_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, req.Body, buf)
 				_ = req.Body.Close()
-				return response(200, http.NoBody), nil
+				return response(status, http.NoBody), nil
 			})
 			layer := newRetrier(t, test.cfg).Layer(next)
 			perCall := func(method string) uint64 {
@@ -107,9 +108,63 @@ func TestNothingIsKeptOfABodyThatCannotBeRepeated(t *testing.T) {
 			}
 			require.Less(t, perCall(test.method), uint64(20<<10))
 			if name == "not idempotent" {
+				status = 503 // what was sent again is never used again
 				require.Greater(t, perCall("PUT"), uint64(60<<10), "the measure measures")
 			}
 		})
+	}
+}
+
+// A transport may read a body after it has answered. The memory of one that was
+// sent again must not become another's.
+func TestMemoryOfABodyThatATransportMayStillReadIsNotUsedAgain(t *testing.T) {
+	var (
+		late  []io.ReadCloser // bodies of second attempts, read when all calls are over
+		texts []string
+	)
+	n := 0
+	layer := newRetrier(t, eager(func(c *retry.Config) { c.Budget = unlimited(t) })).Layer(roundTripper(func(req *http.Request) (*http.Response, error) {
+		if n++; n%2 == 1 {
+			_, _ = io.Copy(io.Discard, req.Body)
+			_ = req.Body.Close()
+			return response(503, newBody("")), nil
+		}
+		late = append(late, req.Body)
+		return response(200, newBody("")), nil
+	}))
+	for i := range 100 {
+		text := strings.Repeat(fmt.Sprint(i%10), 1000)
+		texts = append(texts, text)
+		resp, err := layer.RoundTrip(newRequest(t, t.Context(), "PUT", io.MultiReader(strings.NewReader(text))))
+		require.NoError(t, err)
+		_ = resp.Body.Close()
+	}
+	for i, body := range late {
+		got, err := io.ReadAll(body)
+		require.NoError(t, err)
+		require.Equal(t, texts[i], string(got))
+	}
+}
+
+// And what was not is used again, also while its first reader still reads.
+func TestCopyOfABodyThatIsStillBeingSentWhenTheCallIsOverIsGivenUp(t *testing.T) {
+	text := strings.Repeat("x", 10_000)
+	var open []io.ReadCloser
+	layer := newRetrier(t, nil).Layer(roundTripper(func(req *http.Request) (*http.Response, error) {
+		_, _ = io.ReadFull(req.Body, make([]byte, 1000))
+		open = append(open, req.Body)
+		return response(200, newBody("")), nil
+	}))
+	for range 10 {
+		resp, err := layer.RoundTrip(newRequest(t, t.Context(), "PUT", io.MultiReader(strings.NewReader(text))))
+		require.NoError(t, err)
+		_ = resp.Body.Close()
+	}
+	for _, body := range open {
+		rest, err := io.ReadAll(body)
+		require.NoError(t, err)
+		require.Equal(t, text[1000:], string(rest))
+		require.NoError(t, body.Close())
 	}
 }
 

@@ -77,10 +77,14 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 			fl.End()
 		}
 	}()
-	sent, refused, req := c.frame.Attempts(), c.frame.Refusals(), c.req
+	sent, refused, req, now := c.frame.Attempts(), c.frame.Refusals(), c.req, c.now
+	c.now = time.Time{} // of the next one
 	if c.lane != nil || c.watched || hasBody(body) && (c.attempts > 0 || getBody == nil || !attempt.Small(req)) {
-		if fl, start = c.lane, c.now; fl == nil {
-			fl, start = new(flight), clock.Now()
+		if fl = c.lane; fl == nil {
+			fl = new(flight)
+		}
+		if start = now; start.IsZero() {
+			start = call.Now(c.frame)
 		}
 		fl.cfg, fl.req = c.cfg, c.req
 		fl.Start(c.ctx, start, &c.limits)

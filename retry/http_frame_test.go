@@ -2,6 +2,7 @@ package retry_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -63,6 +64,26 @@ func TestCallIsLoggedWithItsAttempts(t *testing.T) {
 		require.Equal(t, 1020*time.Millisecond, second.Total)
 		require.Equal(t, outcome.Failure, second.Outcome.Class)
 	})
+}
+
+// Whoever judges or logs an answer may read it.
+func TestClassifierSeesTheResponseBeforeItsBodyIsClosed(t *testing.T) {
+	s, bodies := answers(503, 503, 200)
+	n := 0
+	r := newRetrier(t, eager(func(c *retry.Config) {
+		c.Classifier = func(req *http.Request, resp *http.Response, err error) outcome.Outcome {
+			text, readErr := io.ReadAll(resp.Body)
+			require.NoError(t, readErr)
+			require.Equal(t, fmt.Sprint("answer ", n+1), string(text))
+			require.Zero(t, bodies[n].closes.Load())
+			n++
+			return outcome.HTTP(req, resp, err)
+		}
+	}))
+	resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
+	_ = resp.Body.Close()
 }
 
 type inner struct {

@@ -1,6 +1,7 @@
 package retry
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"time"
@@ -19,6 +20,10 @@ type httpRace struct {
 	t      *transport
 	req    *http.Request
 	limits attempt.Limits
+
+	// What the attempt itself is sent with.
+	body    io.ReadCloser
+	getBody func() (io.ReadCloser, error)
 }
 
 // prepare has the call hedged if it may be.
@@ -46,11 +51,14 @@ func (c *exchange) race(a *answer, body io.ReadCloser, getBody func() (io.ReadCl
 		r = new(httpRace)
 		r.by = r
 	}
+	r.cfg, r.t, r.req, r.limits, r.body, r.getBody = c.cfg, c.t, c.req, c.limits, body, getBody
 	fl := new(flight)
+	if c.cfg.Hedge.LoserGrace > 0 {
+		fl.req = detach(c.req)
+	}
 	r.first, r.hedger, r.delay, r.percentile, r.begun, r.room = fl, c.hedger, delay, percentile, c.hedged, room
 	r.budget, r.observer, r.ctx, r.frame = c.budget, c.cfg.Observer, c.ctx, c.frame
 	r.stop = c.req.Cancel //nolint:staticcheck // deprecated, but net/http honours it too
-	r.cfg, r.t, r.req, r.limits = c.cfg, c.t, c.req, c.limits
 	settled := false
 	defer func() {
 		c.lane = nil
@@ -58,9 +66,13 @@ func (c *exchange) race(a *answer, body io.ReadCloser, getBody func() (io.ReadCl
 			r.abandon()
 		}
 	}()
-	r.start()
-	c.lane, c.now = fl, start
-	c.try(a, body, getBody)
+	if c.cfg.Hedge.LoserGrace > 0 {
+		r.apart(a)
+	} else {
+		r.start()
+		c.lane, c.now = fl, start
+		c.try(a, body, getBody)
+	}
 	c.hedger.observe(start, &a.o)
 	begun, sent, idle := r.settle(a, c.good(a))
 	settled = true
@@ -80,30 +92,68 @@ func (c *exchange) good(a *answer) bool {
 	return a.err == nil && a.o.Class == outcome.Success && !c.alsoRetried(a.value)
 }
 
-func (r *httpRace) lane() canceler { return new(flight) }
+func (r *httpRace) lane() canceler { return &flight{req: detach(r.req)} }
 
-func (r *httpRace) dispose(resp *http.Response) { layer.CloseResponse(resp) }
+// detach returns a copy of req for an attempt that may outlive the call: then the
+// caller may do what he likes with his request.
+func detach(req *http.Request) *http.Request {
+	out := req.WithContext(req.Context())
+	out.Header = req.Header.Clone()
+	if req.URL != nil {
+		u := *req.URL
+		out.URL = &u
+	}
+	return out
+}
+
+func (r *httpRace) dispose(resp *http.Response) {
+	if r.cfg.Hedge.LoserGrace > 0 && resp != nil && hasBody(resp.Body) && r.cfg.DrainLimit > 0 && r.cfg.DrainTime > 0 &&
+		resp.ContentLength <= int64(r.cfg.DrainLimit) {
+		go drain(resp.Body, r.cfg.DrainLimit, r.cfg.DrainTime)
+		return
+	}
+	layer.CloseResponse(resp)
+}
+
+// drain reads up to limit bytes of a body, for a while, and closes it: so that its
+// connection can be used again.
+func drain(body io.ReadCloser, limit int, patience time.Duration) {
+	timer := time.AfterFunc(patience, func() { _ = body.Close() })
+	_, _ = io.CopyN(io.Discard, body, int64(limit)+1) // to the end, and not just to the last byte
+	timer.Stop()
+	_ = body.Close()
+}
 
 func (r *httpRace) subject() subject {
 	return (&exchange{series: series{cfg: r.cfg}, req: r.req, frame: r.frame}).subject()
 }
 
-// run makes a hedge's attempt.
+// run makes a hedge's attempt, or that of the call where it runs apart.
 func (r *httpRace) run(h *hedge[*http.Response]) {
-	body := r.req.Body
-	if hasBody(body) {
-		var err error
-		if body, err = r.req.GetBody(); err != nil {
-			h.answer.err, h.answer.o = err, outcome.Outcome{Class: outcome.Neutral, Err: err}
-			h.whole = true
-			return
+	fl, _ := h.lane.(*flight)
+	req, body, getBody := fl.req, r.body, r.getBody
+	if h.lane != r.first {
+		body, getBody = req.Body, req.GetBody
+		if hasBody(body) {
+			var err error
+			if body, err = getBody(); err != nil {
+				h.answer.err, h.answer.o = err, outcome.Outcome{Class: outcome.Neutral, Err: err}
+				h.whole = true
+				h.free()
+				return
+			}
 		}
 	}
 	var c exchange
-	c.cfg, c.t, c.req, c.ctx, c.frame, c.limits = r.cfg, r.t, r.req, r.ctx, h.frame, r.limits
-	c.lane, _ = h.lane.(*flight)
-	c.now = clock.Now()
-	c.try(&h.answer, body, r.req.GetBody)
+	c.cfg, c.t, c.req, c.ctx, c.frame, c.limits = r.cfg, r.t, req, h.ctx, h.frame, r.limits
+	c.lane, c.now = fl, clock.Now()
+	c.try(&h.answer, body, getBody)
+	switch {
+	case h.answer.err != nil:
+		h.free()
+	case r.cfg.Hedge.LoserGrace > 0:
+		context.AfterFunc(fl.Context(), h.free)
+	}
 	h.good, h.whole = c.good(&h.answer), true
 }
 

@@ -182,21 +182,23 @@ func TestBestOfWhatFailedIsGivenBack(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &script{steps: []step{test.first, test.hedge, fails(refusal{})}}
-				r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts = 2 }))
-				resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
-				if test.status > 0 {
-					require.NoError(t, err)
-					require.Equal(t, test.status, resp.StatusCode)
-					readAll(t, resp)
-				}
-				for _, want := range test.errs {
-					require.ErrorIs(t, err, want)
-				}
-				if len(test.errs) > 1 {
-					var hedged *retry.HedgedError
-					require.ErrorAs(t, err, &hedged)
-					require.EqualError(t, err, "connection reset (hedged: boom)")
+				for _, hedging := range []func(testing.TB, ...func(*retry.Config)) *retry.Config{hedging, graced} {
+					s := &script{steps: []step{test.first, test.hedge, fails(refusal{})}}
+					r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts = 2 }))
+					resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+					if test.status > 0 {
+						require.NoError(t, err)
+						require.Equal(t, test.status, resp.StatusCode)
+						readAll(t, resp)
+					}
+					for _, want := range test.errs {
+						require.ErrorIs(t, err, want)
+					}
+					if len(test.errs) > 1 {
+						var hedged *retry.HedgedError
+						require.ErrorAs(t, err, &hedged)
+						require.EqualError(t, err, "connection reset (hedged: boom)")
+					}
 				}
 			})
 		})
@@ -218,10 +220,13 @@ func TestHedgesCountAsAttempts(t *testing.T) {
 		t.Run(fmt.Sprint(attempts), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &script{steps: []step{after(time.Second, fails(errReset))}}
-				r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts, c.Hedge.MaxHedges = attempts, 2 }))
-				_, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
-				require.ErrorIs(t, err, errReset)
-				require.Equal(t, want, s.attempts())
+				for _, hedging := range []func(testing.TB, ...func(*retry.Config)) *retry.Config{hedging, graced} {
+					s.reqs = nil
+					r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts, c.Hedge.MaxHedges = attempts, 2 }))
+					_, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+					require.ErrorIs(t, err, errReset)
+					require.Equal(t, want, s.attempts())
+				}
 			})
 		})
 	}
@@ -236,6 +241,25 @@ func TestEachFurtherHedgeBeginsAfterAnotherDelay(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 2*hedgeDelay, time.Since(begin))
 		require.Equal(t, "third", readAll(t, resp))
+	})
+}
+
+func TestHedgeAfterOneThatHasFailedBeginsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{steps: []step{hangs, replies(503, ""), after(10*time.Millisecond, replies(200, "third")), hangs}}
+		r := newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxAttempts, c.Hedge.MaxHedges = 10, 2 }))
+		begin := time.Now()
+		resp, err := r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+		require.NoError(t, err)
+		require.Equal(t, hedgeDelay+10*time.Millisecond, time.Since(begin))
+		require.Equal(t, "third", readAll(t, resp))
+
+		// But not after what is final, nor more than there may be.
+		s = &script{steps: []step{after(time.Second, replies(200, "first")), replies(500, ""), replies(503, "")}}
+		resp, err = r.Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+		require.NoError(t, err)
+		require.Equal(t, "first", readAll(t, resp))
+		require.Equal(t, 3, s.attempts())
 	})
 }
 
@@ -413,19 +437,24 @@ func TestCallerMayGoAwayAtAnyMoment(t *testing.T) {
 		"attempt is turned": {after(60*time.Millisecond, replies(503, "")), after(30*time.Millisecond, replies(503, "")), hangs},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for ms := 0; ms <= 120; ms += 10 {
+			for ms := 0; ms <= 120; ms += 5 {
 				synctest.Test(t, func(t *testing.T) {
-					ctx, cancel := context.WithTimeoutCause(t.Context(), time.Duration(ms)*time.Millisecond, errBoom)
+					cfg, after := hedging(t), time.Duration(ms)*time.Millisecond
+					if ms%10 > 0 {
+						cfg, after = graced(t), after-5*time.Millisecond
+					}
+					ctx, cancel := context.WithTimeoutCause(t.Context(), after, errBoom)
 					defer cancel()
 					s := &script{steps: steps}
 					begin := time.Now()
-					resp, err := newRetrier(t, hedging(t)).Layer(s).RoundTrip(newRequest(t, ctx, "GET", nil))
-					require.LessOrEqual(t, time.Since(begin), time.Duration(ms)*time.Millisecond)
+					resp, err := newRetrier(t, cfg).Layer(s).RoundTrip(newRequest(t, ctx, "GET", nil))
+					require.LessOrEqual(t, time.Since(begin), after)
 					if err == nil {
 						_ = resp.Body.Close()
 					} else {
 						require.Nil(t, resp)
 					}
+					time.Sleep(time.Minute) // who has a grace comes to his end
 				})
 			}
 		})

@@ -2,6 +2,7 @@ package retry
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -19,11 +20,13 @@ type result[T any] struct {
 }
 
 // race is an attempt that may get hedges. The attempt itself runs on the caller's
-// goroutine; a hedge runs on the timer's, if it comes to that.
+// goroutine; a hedge runs on the timer's, if it comes to that. Where what loses has a
+// grace, neither depends on the caller any more once it has lost.
 type race[T any] struct {
 	begin      func()       // fire, bound once
 	by         contender[T] // what the attempts are made by
 	first      canceler     // the attempt itself
+	own        *hedge[T]    // it too, if it runs on a goroutine of its own
 	hedger     *hedger
 	delay      time.Duration
 	percentile float64 // that the delay is, if it is one
@@ -52,6 +55,11 @@ type race[T any] struct {
 // hedge is one of them.
 type hedge[T any] struct {
 	lane   canceler
+	ctx    context.Context //nolint:containedctx // the call's, or one that leaves it
+	loose  func() bool     // has ctx leave the call's; nil if it is that
+	free   func()          // releases ctx; called when the attempt is over
+	grace  *time.Timer     // cancels it when it has lost
+	over   bool            // it has lost, and ended
 	frame  *call.Frame
 	answer result[T]
 	whole  bool // the attempt was made to its end, without a panic or Goexit
@@ -63,7 +71,8 @@ type hedge[T any] struct {
 type contender[T any] interface {
 	// lane returns what a new attempt can be canceled by, before it begins.
 	lane() canceler
-	// run makes the attempt of a hedge: answer, good, and whole when it is done.
+	// run makes the attempt of a hedge: answer, good, and whole when it is done. It
+	// calls free if there is no value, or when that is no longer in use.
 	run(h *hedge[T])
 	// dispose releases a value that nobody gets.
 	dispose(value T)
@@ -109,12 +118,12 @@ func (r *race[T]) settle(a *result[T], good bool) (begun, sent int, idle bool) {
 	}
 	stopped := r.end()
 	switch {
-	case len(r.hedges) == 0:
-		r.frame.Reclaim()
-		return 0, 0, stopped // else its timer may be about to look at it
 	case r.panicked != nil:
 		r.dispose(a)
 		panic(r.panicked) //nolint:forbidigo // handed on
+	case len(r.hedges) == 0:
+		r.frame.Reclaim()
+		return 0, 0, stopped && r.own == nil // else its timer, or whoever reads a body, may be about to look at it
 	case r.won != nil:
 		r.dispose(a)
 		*a = r.won.answer
@@ -144,14 +153,14 @@ func (r *race[T]) fire() {
 	if r.over() || !r.hedger.pay(now, r.budget) {
 		return
 	}
-	h := &hedge[T]{lane: r.by.lane()}
 	r.mu.Lock()
-	if r.closed {
+	if r.closed || len(r.hedges) >= r.room {
 		r.mu.Unlock()
 		r.budget.Return()
 		r.hedger.refund()
 		return
 	}
+	h := r.entry(r.by.lane())
 	r.hedges = append(r.hedges, h)
 	r.living++
 	n := len(r.hedges)
@@ -170,6 +179,83 @@ func (r *race[T]) fire() {
 	r.by.run(h)
 }
 
+// entry returns one that runs in the lane. The call is not over.
+func (r *race[T]) entry(lane canceler) *hedge[T] {
+	h := &hedge[T]{lane: lane, ctx: r.ctx, free: func() {}}
+	if r.hedger.cfg.LoserGrace <= 0 {
+		return h
+	}
+	// The caller's cancel is passed on until the attempt has lost. His deadline
+	// holds in any case: it has to be seen as one.
+	h.ctx = context.WithoutCancel(r.ctx)
+	if deadline, ok := r.ctx.Deadline(); ok {
+		h.ctx, h.free = context.WithDeadline(h.ctx, deadline)
+	}
+	ctx, free := r.ctx, h.free
+	h.loose = context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			lane.Cancel(context.Cause(ctx))
+		}
+	})
+	h.free = func() { h.loose(); free() }
+	return h
+}
+
+// apart makes the attempt on a goroutine of its own, and returns when it has ended
+// with a, or a hedge has decided the race.
+func (r *race[T]) apart(a *result[T]) {
+	h, done := r.entry(r.first), make(chan struct{})
+	h.frame = r.frame.Apart()
+	r.mu.Lock()
+	r.own, r.changed = h, done
+	r.mu.Unlock()
+	r.start()
+	go func() {
+		defer r.finishOwn(h)
+		r.by.run(h)
+	}()
+	<-done
+	r.mu.Lock()
+	ended := h.ended
+	r.mu.Unlock()
+	if !ended {
+		a.err, a.o = supersededError{}, outcome.Outcome{Class: outcome.Neutral, Err: supersededError{}}
+		return
+	}
+	*a = h.answer
+	r.frame.Adopt(h.frame)
+}
+
+// finishOwn is deferred to the end of an attempt that runs apart.
+func (r *race[T]) finishOwn(h *hedge[T]) {
+	panicked := recover()
+	r.mend(h)
+	r.mu.Lock()
+	late := r.decided
+	h.ended = !late
+	if !late && panicked != nil {
+		r.panicked = panicked
+		r.closed, r.decided = true, true
+	}
+	changed := r.changed
+	r.changed = nil
+	r.mu.Unlock()
+	if late {
+		r.late(h)
+	}
+	if changed != nil {
+		close(changed)
+	}
+}
+
+// mend gives an attempt that was not made to its end an answer.
+func (r *race[T]) mend(h *hedge[T]) {
+	if !h.whole {
+		h.free()
+		h.answer = result[T]{err: errGone, o: outcome.Outcome{Class: outcome.Neutral, Err: errGone}}
+	}
+}
+
 func (r *race[T]) over() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,10 +265,8 @@ func (r *race[T]) over() bool {
 // finish is deferred to the end of a hedge.
 func (r *race[T]) finish(h *hedge[T]) {
 	panicked := recover()
+	r.mend(h)
 	a := &h.answer
-	if !h.whole {
-		*a = result[T]{err: errGone, o: outcome.Outcome{Class: outcome.Neutral, Err: errGone}}
-	}
 	r.budget.Return()
 	if refused(a.err) {
 		r.hedger.refused()
@@ -201,13 +285,15 @@ func (r *race[T]) finish(h *hedge[T]) {
 		r.won = h
 	case a.o.Class == outcome.Throttled:
 		r.closed = true // who asks for less does not get more
+	case a.o.Retry != outcome.Never && !r.closed && len(r.hedges) < r.room:
+		r.timer.Reset(0) // the next one need not wait for one that has failed (gRFC A6)
 	}
 	won := r.won == h // then the budget is told of it as the call's answer
 	first := !late && (r.panicked != nil || r.won != nil)
 	r.decided = r.decided || first
 	r.closed = r.closed || first
 	changed := r.changed
-	if changed != nil && (r.decided || r.living == 0) {
+	if changed != nil && (r.decided || r.living == 0 && (r.own == nil || r.own.ended)) {
 		r.changed = nil
 	} else {
 		changed = nil
@@ -217,11 +303,15 @@ func (r *race[T]) finish(h *hedge[T]) {
 		r.budget.Judge(a.o)
 	}
 	if first {
-		r.first.Cancel(supersededError{})
+		if r.own != nil {
+			r.lose(r.own)
+		} else {
+			r.first.Cancel(supersededError{})
+		}
 		r.cancel(h)
 	}
 	if late {
-		r.late(a)
+		r.late(h)
 	}
 	if changed != nil {
 		close(changed)
@@ -230,9 +320,36 @@ func (r *race[T]) finish(h *hedge[T]) {
 
 // late disposes of an answer that came when the call was over. There is nobody whom
 // a panic could concern.
-func (r *race[T]) late(a *result[T]) {
-	defer func() { _ = recover() }()
-	r.dispose(a)
+func (r *race[T]) late(h *hedge[T]) {
+	defer func() {
+		_ = recover()
+		r.mu.Lock()
+		h.over = true
+		grace := h.grace
+		r.mu.Unlock()
+		if grace != nil {
+			grace.Stop()
+		}
+	}()
+	r.dispose(&h.answer)
+}
+
+// lose ends an attempt that has lost, unless it has ended: at once, or after its
+// grace.
+func (r *race[T]) lose(h *hedge[T]) {
+	r.mu.Lock()
+	over, grace := h.over || h.ended, r.hedger.cfg.LoserGrace
+	spared := !over && grace > 0 && r.ctx.Err() == nil
+	if spared {
+		h.grace = time.AfterFunc(grace, func() { h.lane.Cancel(supersededError{}) })
+	}
+	r.mu.Unlock()
+	switch {
+	case spared:
+		h.loose()
+	case !over:
+		h.lane.Cancel(supersededError{})
+	}
 }
 
 // dispose releases an answer that nobody gets.
@@ -281,7 +398,7 @@ func (r *race[T]) cancel(but *hedge[T]) {
 	r.mu.Unlock()
 	for _, h := range hedges {
 		if h != but {
-			h.lane.Cancel(supersededError{})
+			r.lose(h)
 		}
 	}
 }

@@ -20,6 +20,7 @@ type Retrier struct {
 	budgets perHost[Budget]
 	hedgers perHost[hedger]
 	races   sync.Pool // of those in which no hedge began
+	bodies  sync.Pool // memory for copies of requests' bodies
 }
 
 // New returns a retrier. Its errors join all that is wrong with cfg, which may

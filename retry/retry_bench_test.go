@@ -1,9 +1,11 @@
 package retry_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
+	"runtime"
 	"testing"
 	"time"
 
@@ -83,6 +85,79 @@ func TestSuccessAllocatesNoMoreThanPromised(t *testing.T) {
 	}
 	base, layer := inFrame(newNoop()), inFrame(plain)
 	require.Equal(t, base, layer, "HTTP in a frame")
+}
+
+// reading is a transport that reads bodies as net/http does, and answers at once.
+type reading struct {
+	noop
+	buf [32 << 10]byte
+}
+
+func (r *reading) RoundTrip(req *http.Request) (*http.Response, error) {
+	for {
+		if _, err := req.Body.Read(r.buf[:]); err != nil {
+			_ = req.Body.Close()
+			return r.noop.RoundTrip(req)
+		}
+	}
+}
+
+func newReading() *reading { return &reading{noop: *newNoop()} }
+
+// streamed has a request's body look like one that comes from somewhere else: of
+// unknown length, and only once.
+type streamed struct{ io.Reader }
+
+func (streamed) Close() error { return nil }
+
+const bodySize = 64 << 10
+
+// perRun returns how many bytes a run of f allocates.
+func perRun(f func()) uint64 {
+	const runs = 200
+	var before, after runtime.MemStats
+	f()
+	runtime.ReadMemStats(&before)
+	for range runs {
+		f()
+	}
+	runtime.ReadMemStats(&after)
+	return (after.TotalAlloc - before.TotalAlloc) / runs
+}
+
+func TestBodyThatIsSentOnceIsNotCopied(t *testing.T) {
+	data := make([]byte, bodySize)
+	layer := newRetrier(t, nil).Layer(newReading())
+	r := bytes.NewReader(data)
+	req := newRequest(t, t.Context(), "POST", r)
+	req.Header.Set("Idempotency-Key", "1")
+	require.NotNil(t, req.GetBody)
+	require.Less(t, perRun(func() {
+		r.Reset(data)
+		roundTrip(layer, req)
+	}), uint64(4<<10), "with GetBody")
+	req.Body, req.GetBody, req.ContentLength = streamed{r}, nil, -1
+	require.Less(t, perRun(func() {
+		r.Reset(data)
+		roundTrip(layer, req)
+	}), uint64(bodySize*3/4), "without, the copy is made in memory that is used again")
+}
+
+func BenchmarkBodyWithoutGetBody(b *testing.B) {
+	data := make([]byte, bodySize)
+	for name, length := range map[string]int64{"known length": bodySize, "unknown length": -1} {
+		b.Run(name, func(b *testing.B) {
+			layer := newRetrier(b, nil).Layer(newReading())
+			r := bytes.NewReader(data)
+			req := newRequest(b, b.Context(), "PUT", nil)
+			req.Body, req.ContentLength = streamed{r}, length
+			b.ReportAllocs()
+			for b.Loop() {
+				r.Reset(data)
+				roundTrip(layer, req)
+			}
+		})
+	}
 }
 
 func BenchmarkDoFirstTry(b *testing.B) {

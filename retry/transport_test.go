@@ -24,6 +24,7 @@ func TestLayerIsATransport(t *testing.T) {
 		"with timeouts":  {retry.Config{Timeout: time.Minute, AttemptTimeout: 30 * time.Second}, 3},
 		"without bounds": {retry.Config{AttemptTimeout: -1}, 3},
 		"armed to hedge": {retry.Config{Hedge: retry.HedgeConfig{Delay: time.Minute, Percentile: 0.95}}, 3},
+		"with a grace":   {retry.Config{Hedge: retry.HedgeConfig{Delay: time.Minute, LoserGrace: time.Second}}, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.cfg.Backoff = atOnce

@@ -1,0 +1,152 @@
+package balancer_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/limit"
+)
+
+// All of these run in a bubble.
+
+// recovered opens the node's breaker and has its probes close it again.
+func (r *rig) recovered() {
+	r.t.Helper()
+	r.open(addr(0))
+	time.Sleep(6 * time.Second)
+	for range 3 {
+		r.acquire(balancer.Call{}).Done(time.Time{}, success)
+	}
+	require.Equal(r.t, breaker.Closed, r.node(addr(0)).Breaker().State())
+}
+
+// admitted takes leases until it is refused, but no more than most.
+func (r *rig) admitted(most int) (leases []*balancer.Lease) {
+	r.t.Helper()
+	for range most {
+		l, err := r.Acquire(r.t.Context(), balancer.Call{})
+		if err != nil {
+			require.ErrorIs(r.t, err, limit.ErrFull)
+			break
+		}
+		leases = append(leases, &l)
+	}
+	return leases
+}
+
+func TestNodeThatHasRecoveredGetsTwiceAsManyCallsWithEachRoundOfAnswers(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		for _, want := range []int{3, 6, 12, 24} {
+			leases := r.admitted(100)
+			require.Len(t, leases, want)
+			time.Sleep(10 * time.Millisecond)
+			for _, l := range leases {
+				l.Done(time.Time{}, success)
+			}
+		}
+	})
+}
+
+func TestNodeThatHasRecoveredGetsHardlyMoreCallsWhenTheyWaitThere(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		round := func(took time.Duration) int {
+			leases := r.admitted(100)
+			time.Sleep(took)
+			for _, l := range leases {
+				l.Done(time.Time{}, success)
+			}
+			return len(leases)
+		}
+		require.Equal(t, 3, round(10*time.Millisecond))
+		require.Equal(t, 6, round(21*time.Millisecond))
+		require.LessOrEqual(t, round(21*time.Millisecond), 7)
+		require.LessOrEqual(t, round(21*time.Millisecond), 8)
+	})
+}
+
+func TestFailureHalvesWhatANodeGetsThatHasRecovered(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		for range 3 {
+			for _, l := range r.admitted(100) {
+				l.Done(time.Time{}, success)
+			}
+		}
+		leases := r.admitted(100)
+		require.Len(t, leases, 24)
+		leases[0].Done(time.Time{}, failure)
+		for _, l := range leases[1:] {
+			l.Done(time.Time{}, cancelled) // says nothing
+		}
+		require.Len(t, r.admitted(100), 12)
+	})
+}
+
+func TestNodeHasRegainedItsCallsWhenNobodyWasRefusedForTenSeconds(t *testing.T) {
+	for name, refuse := range map[string]bool{"nobody": false, "somebody": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+				r.recovered()
+				time.Sleep(6 * time.Second)
+				if refuse {
+					for _, l := range r.admitted(100) {
+						l.Done(time.Time{}, cancelled)
+					}
+				}
+				time.Sleep(5 * time.Second)
+				leases := r.admitted(100)
+				if refuse {
+					require.Len(t, leases, 3)
+				} else {
+					require.Len(t, leases, 100)
+				}
+			})
+		})
+	}
+}
+
+func TestNodeHasRegainedItsCallsAfterAMinuteAtTheLatest(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		for range 12 {
+			time.Sleep(5 * time.Second)
+			for _, l := range r.admitted(100) {
+				l.Done(time.Time{}, cancelled)
+			}
+		}
+		time.Sleep(time.Second)
+		require.Len(t, r.admitted(100), 100)
+	})
+}
+
+func TestCallsThatDoNotCountAreNotRefusedToANodeThatHasRecovered(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		old := r.admitted(50) // from before it was open
+		r.recovered()
+		for range 50 {
+			r.acquire(balancer.Call{LatencyNeutral: true})
+		}
+		reading := r.admitted(3)
+		for _, l := range reading {
+			l.Answered(time.Time{}, success) // their bodies may take for ever
+		}
+		require.Len(t, r.admitted(100), 6)
+		for _, l := range old {
+			l.Done(time.Time{}, failure)
+		}
+		require.Empty(t, r.admitted(1))
+	})
+}
+
+func TestNodesUnderObservationAreGivenAllCalls(t *testing.T) {
+	inBubble(t, exact(balancer.Config{ObserveOnly: true}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		require.Len(t, r.admitted(100), 100)
+	})
+}
