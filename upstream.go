@@ -190,26 +190,28 @@ func (c *Call) Admit(ctx context.Context) (l limit.Lease, headers bool, err erro
 	}
 	ctx, cancel := layer.Within(ctx, c.Frame)
 	defer cancel()
-	if p.rate != nil {
-		if c.Settings.Observed {
-			_, err = p.rate.Reserve(ctx)
-		} else {
-			err = p.rate.Wait(ctx)
-		}
-		if err := c.refused(ctx, "rate", err); err != nil {
-			return limit.Lease{}, false, err
-		}
+	defer c.Frame.SetYoung(false) // it may have waited
+	if err := c.admitRate(ctx, p.rate); err != nil || p.concurrency == nil {
+		return limit.Lease{}, false, err
 	}
-	if p.concurrency != nil {
-		if c.Settings.Observed {
-			l, err = tryConcurrency(p.concurrency, p.most)
-		} else {
-			l, err = p.concurrency.Acquire(ctx)
-		}
-		err = c.refused(ctx, "concurrency", err)
+	if c.Settings.Observed {
+		l, err = tryConcurrency(p.concurrency, p.most)
+	} else {
+		l, err = p.concurrency.Acquire(ctx)
 	}
-	c.Frame.SetYoung(false) // it may have waited
-	return l, p.untilHeaders, err
+	return l, p.untilHeaders, c.refused(ctx, "concurrency", err)
+}
+
+// admitRate is Admit for a rate, which may be nil.
+func (c *Call) admitRate(ctx context.Context, r *limit.Rate) error {
+	if r == nil {
+		return nil
+	}
+	if !c.Settings.Observed {
+		return c.refused(ctx, "rate", r.Wait(ctx))
+	}
+	_, err := r.Reserve(ctx)
+	return c.refused(ctx, "rate", err)
 }
 
 // refused notes a limit's refusal, which under Service.Observe is told and no more.

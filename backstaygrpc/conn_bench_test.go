@@ -42,6 +42,28 @@ func contenders(tb testing.TB) map[string]grpc.ClientConnInterface {
 	}
 }
 
+// A call of a Conn allocates hardly more than one of grpc's own.
+func TestUnaryCallAllocatesLittleMoreThanGRPCsOwn(t *testing.T) {
+	if underRace {
+		t.Skip("the race detector allocates")
+	}
+	allocs := make(map[string]float64)
+	for name, conn := range contenders(t) {
+		in, out := wrapperspb.String("hello"), new(text)
+		one := func() {
+			if err := conn.Invoke(context.Background(), get, in, out); err != nil {
+				t.Error(err)
+			}
+		}
+		for range 100 {
+			one()
+		}
+		allocs[name] = testing.AllocsPerRun(500, one)
+	}
+	t.Log(allocs)
+	require.LessOrEqual(t, allocs["Conn"], allocs["round_robin"]+10)
+}
+
 func BenchmarkUnary(b *testing.B) {
 	for name, conn := range contenders(b) {
 		in, out := wrapperspb.String("hello"), new(text)

@@ -19,6 +19,7 @@
 //   - A [Conn] is what generated clients take. Each node of the service has a
 //     *grpc.ClientConn of its own, made when it gets its first call, idle after five
 //     minutes without one, and closed when the node has left and has nothing more to do.
+//     It takes about 44 KB and five goroutines.
 //   - [DialOptions] is for libraries that insist on a *grpc.ClientConn.
 //   - [Retry], [Breaker], [Rate], [Concurrency], [Propagate] and [Record] are single
 //     policies, as interceptors around any connection. [Cache] keeps replies.

@@ -3,6 +3,7 @@ package backstaygrpc_test
 import (
 	"context"
 	"iter"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -266,9 +267,9 @@ func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
 	t.Cleanup(srv.Stop)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	plain := startServer(t, handlers{}) // for its address
-	plain.kill()
-	web := &http.Server{Addr: plain.addr, Protocols: protocols, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	web := &http.Server{Protocols: protocols, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Content-Type") == "application/grpc" {
 			srv.ServeHTTP(w, r)
 			return
@@ -276,7 +277,7 @@ func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
 		_, _ = w.Write([]byte("ok"))
 	})}
 	done := make(chan struct{})
-	go func() { defer close(done); _ = web.ListenAndServe() }()
+	go func() { defer close(done); _ = web.Serve(l) }()
 	t.Cleanup(func() { _ = web.Close(); <-done })
 
 	cfg := &backstay.Config{Services: map[string]backstay.Service{"orders": {
@@ -284,7 +285,7 @@ func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
 		Retry:  retry.Config{MaxAttempts: -1},
 		Budget: retry.BudgetConfig{Kind: retry.TokenBudget},
 	}}}
-	client := newClient(t, cfg, plain)
+	client := newClient(t, cfg, &server{addr: l.Addr().String()})
 	conn := dial(t, client, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	resp, err := client.Get("http://orders/")
 	require.NoError(t, err)

@@ -1,0 +1,5 @@
+//go:build !race
+
+package backstaygrpc_test
+
+const underRace = false

@@ -1,0 +1,124 @@
+package balancer_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/backstay/backstay/balancer"
+	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/discovery"
+	"github.com/backstay/backstay/outcome"
+)
+
+func newFrame() *call.Frame {
+	_, f := call.Push(context.Background(), call.NewChain(), call.Info{Service: "orders", Start: time.Now()})
+	return f
+}
+
+func TestAttemptGoesElsewhereAndIsNotedInItsFrame(t *testing.T) {
+	b := newStatic(t, 2, nil)
+	f := newFrame()
+	var first, second, third balancer.Attempt
+	require.NoError(t, b.Begin(t.Context(), f, &balancer.Call{}, &first))
+	first.Send(time.Time{})
+	require.Equal(t, 1, b.InFlight())
+	first.Fail(time.Time{}, failure)
+	require.Zero(t, b.InFlight())
+	require.True(t, f.Others())
+
+	require.NoError(t, b.Begin(t.Context(), f, &balancer.Call{}, &second))
+	require.NotSame(t, first.Node(), second.Node())
+	second.Send(time.Time{})
+	answer := new(int)
+	second.Answered(time.Time{}, answer, 200, success)
+	o, known := f.Outcome(answer, nil)
+	require.True(t, known)
+	require.Equal(t, success, o)
+	second.Done(time.Time{}, success)
+	second.Done(time.Time{}, failure)
+	second.Fail(time.Time{}, failure)
+	require.Zero(t, b.InFlight())
+	require.Len(t, f.Record().Attempts, 2)
+
+	require.NoError(t, b.Begin(t.Context(), f.Beside(false), &balancer.Call{}, &third))
+	third.Done(time.Time{}, success)
+	require.ErrorIs(t, b.Begin(t.Context(), f.Beside(true), &balancer.Call{}, &third), balancer.ErrNoOther)
+	require.Zero(t, b.InFlight())
+}
+
+func TestAttemptThatIsPassedOverIsARefusal(t *testing.T) {
+	b := newStatic(t, 2, nil)
+	f := newFrame()
+	var a balancer.Attempt
+	c := balancer.Call{}
+	require.NoError(t, b.Begin(t.Context(), f, &c, &a))
+	passed := a.Node()
+	a.Pass(time.Time{}, "connection", outcome.Outcome{Class: outcome.Neutral, Err: errors.New("none")})
+	require.Zero(t, b.InFlight())
+	c.Avoid = append(c.Avoid, passed)
+	require.NoError(t, b.Begin(t.Context(), f, &c, &a))
+	require.NotSame(t, passed, a.Node())
+	a.Send(time.Time{})
+	a.Done(time.Time{}, success)
+	refusals := f.Record().Attempts[0].Refusals
+	require.Len(t, refusals, 1)
+	require.Equal(t, "connection", refusals[0].By)
+}
+
+func TestWaitForTheFirstEndpointsIsBoundedByTheFramesDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := balancer.New("orders", newFeed(), nil)
+		require.NoError(t, err)
+		defer b.Close()
+		f := newFrame()
+		f.SetDeadline(time.Now().Add(time.Second))
+		start := time.Now()
+		var a balancer.Attempt
+		require.ErrorIs(t, b.Begin(t.Context(), f, &balancer.Call{}, &a), outcome.ErrCallTimeout)
+		require.Equal(t, time.Second, time.Since(start))
+	})
+}
+
+func TestOnLeaveIsCalledWhenANodeHasNothingMoreToDoAndAtClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := newFeed(discovery.Endpoint{ID: "a", Addr: addr(1)}, discovery.Endpoint{ID: "b", Addr: addr(2)})
+		b, err := balancer.New("orders", set, nil)
+		require.NoError(t, err)
+		require.NoError(t, b.Ready(t.Context()))
+		left := make(chan string, 10)
+		stop, ok := b.OnLeave(func(n *balancer.Node) { left <- n.Key() })
+		require.True(t, ok)
+		var a balancer.Attempt
+		require.NoError(t, b.Begin(t.Context(), nil, &balancer.Call{}, &a))
+		gone := a.Node().Key()
+		stays := map[string]string{"a": "b", "b": "a"}[gone]
+		set.yield(discovery.Endpoint{ID: stays, Addr: addr(1)})
+		synctest.Wait()
+		require.Empty(t, left)
+		a.Done(time.Time{}, success)
+		require.Equal(t, gone, <-left)
+		require.NoError(t, b.Close())
+		require.Equal(t, stays, <-left)
+		stop()
+		_, ok = b.OnLeave(func(*balancer.Node) {})
+		require.False(t, ok)
+	})
+}
+
+func TestDialNodeTriesTheNodesAddresses(t *testing.T) {
+	b := newStatic(t, 1, nil)
+	var dialed string
+	_, err := b.DialNode(t.Context(), b.Nodes()[0], func(_ context.Context, network, addr string) (net.Conn, error) {
+		dialed = network + " " + addr
+		return nil, errDown
+	}, "443")
+	require.ErrorIs(t, err, errDown)
+	require.ErrorAs(t, err, new(*balancer.ConnectError))
+	require.Contains(t, dialed, "tcp ")
+}
