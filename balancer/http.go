@@ -45,6 +45,7 @@ func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
 			l.opaque = true
 		} else {
 			l.template = t
+			l.cancels = canCancel() && speaksHTTP1(t) && !b.cfg.H2C
 			l.proxy, l.proxyByHost = t.Proxy, t.Proxy != nil && fromEnvironment(t.Proxy)
 		}
 	}
@@ -66,6 +67,7 @@ type transport struct {
 
 	template    *http.Transport // what nodes' transports are made from; may be nil
 	opaque      bool            // Next cannot be had per node
+	cancels     bool            // nodes' transports can end a plain request by CancelRequest
 	carries     bool            // there are layers below that want the frame
 	proxy       func(*http.Request) (*url.URL, error)
 	proxyByHost bool                   // proxy's answers may be kept
@@ -98,7 +100,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	x, u := l.newExchange(req, frame)
+	x := &exchange{layer: l, frame: frame, req: req}
 	b, direct := l.route(req)
 	var c Call
 	c.Now, c.Avoid, c.LatencyNeutral = call.Now(frame), b.tried(frame), frame.LatencyNeutral()
@@ -119,7 +121,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	return x.send(c.Now, direct, u)
+	return x.send(c.Now, direct)
 }
 
 // tried lists the nodes that this call has been sent to before.
@@ -296,9 +298,9 @@ type exchange struct {
 	layer *transport
 	frame *call.Frame
 	req   *http.Request
-	out   http.Request // the attempt's own copy
 	lease Lease
-	index int // the attempt's, in the frame
+	via   *http.Transport // what is sending req, and can end it; nil where the context does
+	index int             // the attempt's, in the frame
 }
 
 // untilCanceled returns a context that also ends when Request.Cancel is closed.
@@ -314,21 +316,8 @@ func untilCanceled(ctx context.Context, req *http.Request) (context.Context, con
 	return bounded, func() { cancel(nil) }
 }
 
-// newExchange returns an exchange, and where there is need of it room for a URL
-// with the node's address.
-func (l *transport) newExchange(req *http.Request, frame *call.Frame) (*exchange, *url.URL) {
-	if l.template != nil || l.opaque {
-		return &exchange{layer: l, frame: frame, req: req}, nil
-	}
-	x := &struct {
-		exchange
-		url url.URL
-	}{exchange: exchange{layer: l, frame: frame, req: req}}
-	return &x.exchange, &x.url
-}
-
-// send makes the attempt. Direct means through Next as it is; u is room for a URL.
-func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response, error) {
+// send makes the attempt. Direct means through Next as it is.
+func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
 	x.index = x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)
 	var resp *http.Response
@@ -368,18 +357,12 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 			rt = own
 		}
 	}
-	if _, traced := rt.(lastCall); l.template != nil && !traced {
-		x.Direct()
-	}
-	out := x.Request(&x.out, req)
-	var err error
-	if !direct && l.template == nil {
-		if err = c.readdress(out, u); err != nil {
-			layer.CloseBody(req)
-			err = x.fail(err)
-			settled = true
-			return nil, err
-		}
+	out, err := x.outgoing(rt, c)
+	if err != nil {
+		layer.CloseBody(req)
+		err = x.fail(err)
+		settled = true
+		return nil, err
 	}
 	resp, err = rt.RoundTrip(out)
 	if err == nil && resp == nil {
@@ -408,6 +391,33 @@ func (x *exchange) send(now time.Time, direct bool, u *url.URL) (*http.Response,
 	settled = true
 	return resp, nil
 }
+
+// outgoing returns the request as it is sent: req itself if the transport can be told
+// to end it, or else a copy that bears the attempt's context, and the node's address
+// where the transport would not know it.
+func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error) {
+	l, req := x.layer, x.req
+	if t, own := rt.(*http.Transport); own && l.cancels && c != nil && req.URL.Scheme == "http" &&
+		(req.Body == nil || req.Body == http.NoBody || attempt.Small(req)) {
+		x.via = t
+		x.Abortable(x)
+		return req, nil
+	}
+	if l.template == nil && c != nil {
+		out := new(struct {
+			http.Request
+			url url.URL
+		})
+		return x.Request(&out.Request, req), c.readdress(&out.Request, &out.url)
+	}
+	if _, traced := rt.(lastCall); l.template != nil && !traced {
+		x.Direct()
+	}
+	return x.Request(new(http.Request), req), nil
+}
+
+// Abort has the transport end the request.
+func (x *exchange) Abort() { x.via.CancelRequest(x.req) } //nolint:staticcheck // see canCancel
 
 // fail ends an attempt that got no response.
 func (x *exchange) fail(err error) error {

@@ -92,6 +92,9 @@ func speaksHTTP2(t *http.Transport) bool {
 	return t.ForceAttemptHTTP2 || !custom
 }
 
+// speaksHTTP1 reports whether t uses HTTP/1.1 without TLS, by net/http's rules.
+func speaksHTTP1(t *http.Transport) bool { return t.Protocols == nil || t.Protocols.HTTP1() }
+
 // opaque reports whether t makes connections in a way that cannot be had per
 // node: by its own TLS dialer, or through a protocol somebody registered.
 func opaque(t *http.Transport) bool {

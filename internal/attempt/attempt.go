@@ -97,12 +97,13 @@ type Attempt struct {
 	reading atomic.Int32
 	verdict atomic.Uint32 // what came first, the headers or the attempt's timeout
 	state   atomic.Uint32 // finished and what follows it
-	bounded bool          // the attempt was started with limits
-	direct  bool          // see Direct
+	place   place         // in watch; guarded by mu, as are the next two
 
-	// Guarded by mu.
-	closed, disowned bool  // the context has ended; child has been taken back
-	place            place // in watch
+	closed    bool // the context has ended
+	disowned  bool // child has been taken back
+	bounded   bool // the attempt was started with limits
+	direct    bool // see Direct
+	abortable bool // see Abortable
 
 	mu      sync.Mutex
 	timeout *outcome.TimeoutError // our bound that ended the attempt
@@ -111,7 +112,7 @@ type Attempt struct {
 	rare    *rare
 
 	body  io.ReadCloser // the response's
-	ender Ender
+	ender Ender         // an Aborter if the attempt is abortable
 }
 
 // rare is what attempts over an *http.Transport mostly do not need.
@@ -171,6 +172,30 @@ func (a *Attempt) Start(parent context.Context, now time.Time, l *Limits) {
 
 // passed returns how long ago the attempt started.
 func (a *Attempt) passed() time.Duration { return time.Duration(clock.Present() - a.start) }
+
+// Aborter is an [Ender] that also ends an attempt that is under way.
+type Aborter interface {
+	Ender
+	// Abort is called at most once, when a bound of ours has passed, and before the
+	// attempt is over. It must not call the attempt.
+	Abort()
+}
+
+// Abortable says that by ends the attempt when one of its bounds has passed. Its
+// context is then the caller's own, so that a request need not be copied. It is called
+// after Start and before anything else, and not for attempts that are [Attempt.Cancelable].
+func (a *Attempt) Abortable(by Aborter) {
+	if !a.bounded {
+		return
+	}
+	a.mu.Lock()
+	a.abortable, a.ender = true, by
+	a.state.Or(made)
+	if due, kind := a.left(0); kind != nil {
+		a.arm(due)
+	}
+	a.mu.Unlock()
+}
 
 // Cancelable has the attempt's context end by [Attempt.Cancel] too. It is called
 // after Start and before anything else.
@@ -317,6 +342,14 @@ func (a *Attempt) check() {
 		}
 	}
 	a.timeout = timeout
+	if a.abortable {
+		// Under the lock: who is told of the timeout may make another attempt with the
+		// same request, and it would be that one which is aborted.
+		a.close()
+		a.ender.(Aborter).Abort() //nolint:errcheck,forcetypeassert // Abortable has set it
+		a.mu.Unlock()
+		return
+	}
 	a.mu.Unlock()
 	a.end(timeout)
 }

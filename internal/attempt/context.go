@@ -13,7 +13,7 @@ import (
 // anyone to wake, and the timer set.
 func (a *Attempt) Context() context.Context {
 	switch {
-	case !a.bounded:
+	case !a.bounded || a.abortable:
 		return a.parent
 	case a.direct:
 		return (*directContext)(a)
@@ -110,18 +110,27 @@ func (a *Attempt) end(cause error) {
 		a.mu.Unlock()
 		return
 	}
-	a.closed = true
-	if a.place != 0 {
-		a.watch.leave(a.place)
+	a.close()
+	if a.abortable { // and by a bound of ours it is not here that it ends
+		a.mu.Unlock()
+		return
 	}
 	rare := a.rare
-	if rare != nil && rare.timer != nil {
-		rare.timer.Stop()
-	}
 	if a.direct {
 		a.endDirect(cause)
 		return
 	}
 	a.mu.Unlock()
 	rare.cancel(cause)
+}
+
+// close marks the context as ended and stops the timer. The caller holds the lock.
+func (a *Attempt) close() {
+	a.closed = true
+	if a.place != 0 {
+		a.watch.leave(a.place)
+	}
+	if a.rare != nil && a.rare.timer != nil {
+		a.rare.timer.Stop()
+	}
 }
