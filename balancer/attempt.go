@@ -49,7 +49,7 @@ type Attempt struct {
 // [Balancer.Acquire]; for a hedge that has no other node to go to it is an [*Error]
 // around [ErrNoOther].
 func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Attempt) error {
-	a.frame = frame
+	a.frame, a.sent = frame, false
 	for _, n := range b.tried(frame) {
 		if !c.avoids(n) {
 			c.Avoid = append(slices.Clip(c.Avoid), n)
@@ -59,9 +59,7 @@ func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Att
 	if subset := frame.Subset(); subset != "" {
 		c.Subset = subset
 	}
-	if b.pinned {
-		c.pin(b, pinsOf(ctx))
-	}
+	b.Aim(ctx, c)
 	a.subset, a.only = c.Subset, c.Node != ""
 	if b.current.Load() == nil { // the first endpoints may be waited for
 		if deadline := frame.Deadline(); !deadline.IsZero() {
@@ -103,19 +101,6 @@ func (b *Balancer) leaseFor(ctx context.Context, c *Call, frame *call.Frame, l *
 	}
 }
 
-// pin takes what a context says of the call.
-func (c *Call) pin(b *Balancer, p pins) {
-	if p.subset != "" {
-		c.Subset = p.subset
-	}
-	if p.key != "" {
-		c.Key = p.key
-	}
-	if b.cfg.Override {
-		c.Node = p.node
-	}
-}
-
 // Node returns the node that the attempt goes to; nil before Begin.
 func (a *Attempt) Node() *Node { return a.lease.node }
 
@@ -145,7 +130,11 @@ func (a *Attempt) Send(now time.Time) {
 func (a *Attempt) Answered(now time.Time, answer any, status int, o outcome.Outcome) outcome.Outcome {
 	now = clock.Or(now)
 	o = a.lease.Answered(now, o)
-	a.frame.Answered(now, a.index, answer, status, o)
+	index := a.index
+	if !a.sent {
+		index = -1 // that of none: it has no place in the frame
+	}
+	a.frame.Answered(now, index, answer, status, o)
 	return o
 }
 

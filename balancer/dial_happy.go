@@ -113,7 +113,8 @@ func (b *Balancer) race(ctx context.Context, addrs []string, dial func(ctx conte
 	return last
 }
 
-// dials are goroutines that dial.
+// dials are goroutines that dial, and so may go on for as long as a dialer likes that
+// does not heed its context.
 type dials struct {
 	mu      sync.Mutex
 	running int

@@ -3,7 +3,9 @@ package balancer_test
 import (
 	"context"
 	"net"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,6 +81,52 @@ func TestCloseWaitsForDialsThatHaveLost(t *testing.T) {
 				require.Equal(t, c.waits, time.Since(before))
 				time.Sleep(time.Hour)
 				require.Zero(t, a.pipes.of("a:1"))
+			})
+		})
+	}
+}
+
+// The dials that the balancer makes for itself are no others: it waited for those for
+// ever.
+func TestCloseDoesNotWaitForEverForDialsOfItsOwn(t *testing.T) {
+	for name, cfg := range map[string]balancer.Config{
+		"ahead of calls":             {Conns: balancer.ConnConfig{Min: 2}},
+		"ahead of calls, one by one": {Conns: balancer.ConnConfig{Min: 2, ClientConns: balancer.On}},
+		"instead of an old one":      {Conns: balancer.ConnConfig{Min: 1, MaxAge: time.Second}},
+		"instead of an old client's": {Conns: balancer.ConnConfig{Min: 1, MaxAge: time.Second, ClientConns: balancer.On}},
+		"of a check":                 {Health: balancer.HealthConfig{TCP: balancer.On}},
+		"of a check elsewhere":       {Health: balancer.HealthConfig{Path: "/", Port: 8080}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg.ConnectTimeout = -1
+				var (
+					silent          piped
+					dials, heedless atomic.Int32
+				)
+				r := newRig(t, exact(cfg), endpoints(1))
+				rt := r.Layer(&http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+					if dials.Add(1) == 1 && cfg.Conns.Min > 0 {
+						return silent.dial(ctx, network, addr)
+					}
+					heedless.Add(1)
+					time.Sleep(time.Minute)
+					return nil, errDown
+				}})
+				if cfg.Conns.Min > 0 {
+					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+					defer cancel()
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://orders/", nil)
+					require.NoError(t, err)
+					_, err = rt.RoundTrip(req)
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+				}
+				synctest.Wait()
+				require.NotZero(t, heedless.Load())
+				before := time.Now()
+				require.NoError(t, r.Close())
+				require.LessOrEqual(t, time.Since(before), time.Second)
+				time.Sleep(time.Hour)
 			})
 		})
 	}

@@ -193,7 +193,11 @@ func (c *checker) begin(k *checked, now int64) {
 	k.began, k.running, k.overdue, k.void = now, true, false, false
 	c.under = append(c.under, underWay{k, now})
 	c.busy++
-	c.b.work.Go(func() {
+	start := c.b.dials.start
+	if c.cfg.Check != nil {
+		start = c.b.work.Go
+	}
+	start(func() {
 		ctx, cancel := context.WithTimeoutCause(c.b.ctx, c.cfg.Timeout, errCheckTimeout)
 		k.err = errCheckEnded
 		defer func() { // also if it panics, or ends the goroutine

@@ -240,7 +240,7 @@ func (m *clientConn) expire() {
 	replace := p.ended == nil && !p.asleep && !m.retired.Load() && len(p.members) <= p.wanted()
 	if replace {
 		p.dialing++
-		b.work.Go(func() {
+		b.dials.start(func() {
 			p.dial(b.ctx, true)
 			m.retire()
 		})
@@ -279,7 +279,7 @@ func (p *pool) fill() {
 		return
 	}
 	p.filling = true
-	p.conn.layer.b.work.Go(p.keepFilling)
+	p.conn.layer.b.dials.start(p.keepFilling)
 }
 
 // keepFilling makes connections until nothing is missing.

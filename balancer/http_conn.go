@@ -95,7 +95,7 @@ func (c *conn) errClosed() error { return &Error{Service: c.layer.b.service, Err
 // mostly stays open whether it was sent. What net/http knows not to have sent, and
 // can repeat, it sends again by itself.
 func (c *conn) unsent(err error, mark int64) error {
-	if c == nil || c.lanes == nil || !c.writes.noneSince(mark) {
+	if c == nil || c.lanes == nil {
 		return err
 	}
 	op, ok := errors.AsType[*net.OpError](err)
@@ -107,6 +107,9 @@ func (c *conn) unsent(err error, mark int64) error {
 		// It was closed on this side, mostly by net/http after a write that failed: of
 		// the two errors it reports either.
 	default:
+		return err
+	}
+	if !c.writes.noneSince(mark) { // asked last: a write may have been going on until it was quiet
 		return err
 	}
 	return &unsentError{err}

@@ -124,7 +124,7 @@ func (nc *nodeConn) expire() {
 	to := c.layer.target.Load()
 	switch {
 	case c.http2:
-		c.layer.b.work.Go(func() {
+		c.layer.b.dials.start(func() {
 			if !c.replace(g, true) { // it is the next one, perhaps, and has not had a call yet
 				c.mu.Lock()
 				defer c.mu.Unlock()
@@ -134,7 +134,7 @@ func (nc *nodeConn) expire() {
 	case to == nil:
 		nc.outlive()
 	default:
-		c.layer.b.work.Go(func() {
+		c.layer.b.dials.start(func() {
 			g.fillOne(*to) // or not: then calls will see to it
 			c.mu.Lock()
 			defer c.mu.Unlock()

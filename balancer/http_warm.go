@@ -90,7 +90,7 @@ func (g *generation) fill() {
 		return
 	}
 	g.warm.filling = true
-	c.layer.b.work.Go(func() { g.keepFilling(*to) })
+	c.layer.b.dials.start(func() { g.keepFilling(*to) })
 }
 
 // Between attempts to make a connection ahead there are 1 s after the first

@@ -27,7 +27,7 @@ func (w *writes) end(number, n int64) int64 {
 func (w *writes) mark() int64 { return w.begun.Load() }
 
 // noneSince reports whether no write that has begun after the mark, and has ended,
-// has written anything.
+// has written anything. Whoever wants none to be going on either asks quiet before.
 func (w *writes) noneSince(mark int64) bool { return w.through.Load() <= mark }
 
 // quiet reports whether no write is going on.

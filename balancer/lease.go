@@ -162,7 +162,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 	} else if n.unwell.Load()&unansweredMask != 0 {
 		n.unwell.And(^unansweredMask)
 	}
-	if l.gate&gateState == gateAsk && !latencyNeutral {
+	if !latencyNeutral {
 		n.regain.answered(l.gate, elapsed, o.Class)
 	}
 	row, flags := uint32(0), uint32(0)

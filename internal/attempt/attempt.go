@@ -83,7 +83,7 @@ type Limits struct {
 type Attempt struct {
 	parent context.Context //nolint:containedctx // it becomes a context
 	watch  *Watch          // whose timer it is; nil: rare.timer
-	limits limits
+	limits limits          // there are none any more for a connection that is taken over: then mu guards them
 
 	start int64 // by clock.Nanos; all other times are those since start
 	// from is when the attempt's timeout began to run: Start, Restart or the last
@@ -277,7 +277,7 @@ func (a *Attempt) release() {
 }
 
 // left returns how far away the nearer bound is and which one it is: nil for
-// none.
+// none. The caller holds the lock.
 func (a *Attempt) left(passed time.Duration) (time.Duration, error) {
 	var (
 		left time.Duration

@@ -362,3 +362,19 @@ func TestAttemptIsSafeUnderConcurrentUse(t *testing.T) {
 		}
 	})
 }
+
+// Whoever asks for what is left without having waited for the end has made no context.
+func TestConnectionMayBeTakenOverWhileSomebodyAsksWhatIsLeft(t *testing.T) {
+	kinds(t, func(t *testing.T, start startFunc) {
+		for range 100 {
+			a := start(t.Context(), attempt.Limits{Attempt: time.Hour})
+			ctx := a.Context()
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = attempt.Left(ctx); _ = ctx.Err() })
+			require.NoError(t, a.Headers())
+			body := a.Wrap(new(conn), nil)
+			wg.Wait()
+			require.NoError(t, body.Close())
+		}
+	})
+}

@@ -34,7 +34,10 @@ func Left(ctx context.Context) time.Duration {
 	if a == nil {
 		return math.MaxInt64
 	}
-	left, kind := a.left(a.passed())
+	passed := a.passed()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	left, kind := a.left(passed)
 	if kind == nil {
 		return math.MaxInt64
 	}
@@ -96,9 +99,10 @@ func (a *Attempt) real() context.Context {
 // over reports whether the attempt was released or has passed a bound, for as
 // long as there is no timer to say so.
 func (a *Attempt) over() bool {
-	left, kind := a.left(a.passed())
+	passed := a.passed()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	left, kind := a.left(passed)
 	return a.is(released) || a.rare != nil && a.rare.cause != nil || kind != nil && left <= 0
 }
 

@@ -25,7 +25,7 @@ type Watch struct {
 	at     atomic.Int64
 	places atomic.Pointer[[]*places]
 
-	mu    sync.Mutex // guards what follows, and is held to set at and places
+	mu    sync.Mutex // guards what follows, and is held to set at (but to 0) and places
 	timer *time.Timer
 }
 
@@ -90,9 +90,6 @@ type place uint32
 
 // leave gives the place back.
 func (w *Watch) leave(at place) {
-	if at == 0 {
-		return
-	}
 	p := (*w.places.Load())[int(at-1)/len(places{}.taken)]
 	bit := int(at-1) % len(p.taken)
 	p.taken[bit].Store(nil)
@@ -124,7 +121,7 @@ func (w *Watch) by(due int64) {
 
 // look has every attempt check its bounds, which sets the timer again for those
 // that are not over. An attempt that takes a place behind its back finds the timer
-// not set.
+// not set; one that has set it just before is found in its place, and sets it again.
 func (w *Watch) look() {
 	w.at.Store(0)
 	for _, p := range *w.places.Load() {
