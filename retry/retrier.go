@@ -63,27 +63,35 @@ func (p *perHost[T]) get(host string) *T {
 	if p.shared != nil {
 		return p.shared
 	}
-	if of := p.of.Load(); of != nil {
-		if its := (*of)[host]; its != nil {
-			return its
-		}
+	if its, _ := p.find(host); its != nil {
+		return its
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	its, key := p.find(host)
+	if its != nil {
+		return its
+	}
 	more := make(map[string]*T)
 	if of := p.of.Load(); of != nil {
 		more = maps.Clone(*of)
 	}
-	if len(more) >= maxHosts {
-		host = theRest
-	}
-	if its := more[host]; its != nil {
-		return its
-	}
-	its := p.fresh()
-	more[host] = its
+	its = p.fresh()
+	more[key] = its
 	p.of.Store(&more)
 	return its
+}
+
+// find returns what there is for the host, if there is, and by which key.
+func (p *perHost[T]) find(host string) (its *T, key string) {
+	of := p.of.Load()
+	if of == nil {
+		return nil, host
+	}
+	if its = (*of)[host]; its == nil && len(*of) >= maxHosts {
+		return (*of)[theRest], theRest
+	}
+	return its, host
 }
 
 // limit sets the bounds of an attempt of a call that began at start.
