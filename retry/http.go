@@ -114,7 +114,7 @@ func (c *exchange) run() (*http.Response, error) {
 	body, getBody := c.req.Body, c.req.GetBody
 	if hasBody(body) && getBody == nil && c.cfg.MaxAttempts > 1 {
 		limit := 0
-		if c.cfg.repeatable(c.req) {
+		if c.cfg.repeatable(c.req) && !call.InboundOf(c.ctx).Final() {
 			limit = c.cfg.BodyLimit
 		}
 		c.replay = newReplay(c.req, limit, &c.t.r.bodies)
