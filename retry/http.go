@@ -202,6 +202,9 @@ func (c *exchange) sleep(wait time.Duration) error {
 	}
 	c.frame.Slept(wait)
 	c.held.wait(c.ctx)
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
 	return nil
 }
 
