@@ -118,6 +118,7 @@ func (r *httpRace) dispose(resp *http.Response) {
 // drain reads up to limit bytes of a body, for a while, and closes it: so that its
 // connection can be used again.
 func drain(body io.ReadCloser, limit int, patience time.Duration) {
+	defer func() { _ = recover() }() // there is nobody whom a panic could concern
 	timer := time.AfterFunc(patience, func() { _ = body.Close() })
 	_, _ = io.CopyN(io.Discard, body, int64(limit)+1) // to the end, and not just to the last byte
 	timer.Stop()
