@@ -169,7 +169,9 @@ func (r *race[T]) fire() {
 	}
 	r.mu.Unlock()
 	defer r.finish(h)
-	h.frame = r.frame.Beside(r.hedger.cfg.SameNode != On)
+	if h.frame = r.frame.Beside(r.hedger.cfg.SameNode != On); h.frame != nil {
+		h.frame.Because("", r.budget.Balance(now))
+	}
 	if r.observer != nil {
 		of := r.by.subject()
 		event.Emit(r.ctx, r.observer, Hedged{
