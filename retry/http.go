@@ -142,9 +142,6 @@ func (c *exchange) run() (*http.Response, error) {
 			a.err = &reachedError{a.err}
 		}
 		c.drop()
-		if a.o.Retry == outcome.Never && c.alsoRetried(a.value) {
-			a.o.Retry = outcome.IfIdempotent
-		}
 		c.ended(a.o)
 		if a.o.Retry == outcome.Never {
 			c.tell(c.ctx, a.o, a.value != nil && outcome.RetryForbidden(a.value.Header))

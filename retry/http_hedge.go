@@ -77,6 +77,7 @@ func (c *exchange) race(a *answer, body io.ReadCloser, getBody func() (io.ReadCl
 	begun, sent, idle := r.settle(a, c.good(a))
 	settled = true
 	c.hedged += begun
+	c.judged = begun > 0
 	c.attempts += sent
 	if idle {
 		begin := r.begin

@@ -114,6 +114,7 @@ type series struct {
 	elsewhere bool   // the one attempt on another node has been spent
 	why       string // there is another attempt: see call.Attempt
 	owing     bool   // an extra attempt was taken from the budget, and is not over
+	judged    bool   // the budget has been told how the last attempt and its hedges ended
 }
 
 // facts are what decides besides the outcome.
@@ -177,7 +178,10 @@ func (s *series) next(now time.Time, o outcome.Outcome, f facts) (time.Duration,
 // ended tells the budget that an attempt is over, and how.
 func (s *series) ended(o outcome.Outcome) {
 	s.settle()
-	s.budget.Judge(o)
+	if !s.judged {
+		s.budget.Judge(o)
+	}
+	s.judged = false
 }
 
 // settle tells the budget that the extra attempt that it gave is over, or was
