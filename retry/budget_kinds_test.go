@@ -361,3 +361,33 @@ func TestKindThatIsOffRefusesNothing(t *testing.T) {
 		}
 	}
 }
+
+// A call's attempt and its hedges count each for itself, and once.
+func TestTokenBudgetCountsEachAttemptOfAHedgedCallOnce(t *testing.T) {
+	slow := func(s step) step { return after(60*time.Millisecond, s) }
+	soon := func(s step) step { return after(30*time.Millisecond, s) }
+	for name, test := range map[string]struct {
+		steps    []step
+		failures int
+	}{
+		"the hedge answers for an attempt that fails": {[]step{slow(replies(503, "")), soon(replies(200, ""))}, 1},
+		"the hedge of a refused attempt fails":        {[]step{slow(fails(refusal{})), soon(replies(503, ""))}, 1},
+		"both answer badly":                           {[]step{slow(replies(503, "")), soon(replies(503, ""))}, 2},
+		"a bad answer instead of an error":            {[]step{slow(fails(errReset)), soon(replies(503, ""))}, 2},
+		"the attempt is superseded":                   {[]step{hangs, soon(replies(200, ""))}, 0},
+		"no hedge begins":                             {[]step{soon(replies(503, ""))}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBudget(t, &retry.BudgetConfig{Kind: retry.TokenBudget, MaxTokens: 100, Ratio: 0.001})
+				cfg := hedging(t, func(c *retry.Config) { c.Budget, c.MaxAttempts = b, 2 })
+				resp, err := newRetrier(t, cfg).Layer(&script{steps: test.steps}).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+				if err == nil {
+					readAll(t, resp)
+				}
+				synctest.Wait()
+				require.Equal(t, 50-test.failures, b.Balance(time.Time{}))
+			})
+		})
+	}
+}

@@ -158,3 +158,12 @@ func TestBudgetsAreApartByHostAndBounded(t *testing.T) {
 		require.Same(t, shared, r.Budget(""))
 	})
 }
+
+// They are looked up with every call, as the others are.
+func TestHostsBeyondThoseWithABudgetCostNothingMore(t *testing.T) {
+	r := newRetrier(t, nil)
+	for i := range 1100 {
+		r.Budget(time.Duration(i).String())
+	}
+	require.Zero(t, testing.AllocsPerRun(100, func() { r.Budget("beyond") }))
+}

@@ -234,6 +234,7 @@ func (c *function[T]) race(a *result[T]) {
 	begun, sent, idle := r.settle(a, good(a))
 	settled = true
 	c.hedged += begun
+	c.judged = begun > 0
 	c.attempts += sent
 	if idle {
 		begin := r.begin

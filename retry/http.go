@@ -114,7 +114,7 @@ func (c *exchange) run() (*http.Response, error) {
 	body, getBody := c.req.Body, c.req.GetBody
 	if hasBody(body) && getBody == nil && c.cfg.MaxAttempts > 1 {
 		limit := 0
-		if c.cfg.repeatable(c.req) {
+		if c.cfg.repeatable(c.req) && !call.InboundOf(c.ctx).Final() {
 			limit = c.cfg.BodyLimit
 		}
 		c.replay = newReplay(c.req, limit, &c.t.r.bodies)
@@ -142,9 +142,6 @@ func (c *exchange) run() (*http.Response, error) {
 			a.err = &reachedError{a.err}
 		}
 		c.drop()
-		if a.o.Retry == outcome.Never && c.alsoRetried(a.value) {
-			a.o.Retry = outcome.IfIdempotent
-		}
 		c.ended(a.o)
 		if a.o.Retry == outcome.Never {
 			c.tell(c.ctx, a.o, a.value != nil && outcome.RetryForbidden(a.value.Header))
@@ -202,6 +199,9 @@ func (c *exchange) sleep(wait time.Duration) error {
 	}
 	c.frame.Slept(wait)
 	c.held.wait(c.ctx)
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
 	return nil
 }
 

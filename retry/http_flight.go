@@ -109,6 +109,9 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		c.land(fl, a)
 	}
 	c.judge(a, fl, start, c.frame.Attempts() > sent, c.frame.Refusals() > refused)
+	if a.o.Retry == outcome.Never && c.alsoRetried(a.value) {
+		a.o.Retry = outcome.IfIdempotent
+	}
 	if fl != nil && a.value != nil {
 		a.value.Body = fl.Wrap(a.value.Body, fl.ender())
 	}

@@ -77,6 +77,7 @@ func (c *exchange) race(a *answer, body io.ReadCloser, getBody func() (io.ReadCl
 	begun, sent, idle := r.settle(a, c.good(a))
 	settled = true
 	c.hedged += begun
+	c.judged = begun > 0
 	c.attempts += sent
 	if idle {
 		begin := r.begin
@@ -118,6 +119,7 @@ func (r *httpRace) dispose(resp *http.Response) {
 // drain reads up to limit bytes of a body, for a while, and closes it: so that its
 // connection can be used again.
 func drain(body io.ReadCloser, limit int, patience time.Duration) {
+	defer func() { _ = recover() }() // there is nobody whom a panic could concern
 	timer := time.AfterFunc(patience, func() { _ = body.Close() })
 	_, _ = io.CopyN(io.Discard, body, int64(limit)+1) // to the end, and not just to the last byte
 	timer.Stop()

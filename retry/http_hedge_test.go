@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"runtime"
 	"strings"
@@ -523,6 +524,9 @@ func TestCallLogShowsHedgesAndWhichAnswerTheCallerGot(t *testing.T) {
 				require.Len(t, a, 2)
 				require.NotEqual(t, a[0].Hedge, a[1].Hedge)
 				for _, a := range a {
+					if a.Hedge {
+						require.Equal(t, math.MaxInt, a.Budget, "the budget is off")
+					}
 					require.True(t, a.Status == 200 || a.Outcome.Class == outcome.Neutral && errors.Is(a.Outcome.Err, context.Canceled))
 				}
 				require.Contains(t, []string{test.want, swapped(test.want)}, log.String(), "who comes to its end first is logged first")

@@ -18,11 +18,12 @@ type held struct {
 	until time.Time     // how long it may keep the next attempt waiting
 	done  chan struct{} // closed when nothing more is read ahead; nil if nothing is
 
-	mu      sync.Mutex
-	filled  sync.Cond
-	filling bool
-	buf     []byte
-	err     error // what the body ended with
+	mu       sync.Mutex
+	filled   sync.Cond
+	filling  bool
+	buf      []byte
+	err      error // what the body ended with
+	panicked any   // or what reading it panicked with
 }
 
 // hold begins to read ahead up to limit bytes of the response's body. What is
@@ -45,6 +46,15 @@ func hold(resp *http.Response, limit int, patience time.Duration) *held {
 // whoever holds h does in any case.
 func (h *held) fill(limit int) {
 	defer close(h.done)
+	defer func() {
+		// A layer below that panics must not end the process from here: whoever reads
+		// the body gets it, if somebody does. Nor may runtime.Goexit leave him waiting.
+		panicked := recover()
+		h.mu.Lock()
+		h.panicked, h.filling = panicked, false
+		h.mu.Unlock()
+		h.filled.Broadcast()
+	}()
 	chunk := make([]byte, min(limit+1, 4<<10))
 	for more := true; more; {
 		n, err := h.body.Read(chunk)
@@ -88,11 +98,14 @@ func (h *held) Read(p []byte) (int, error) {
 	}
 	n := copy(p, h.buf)
 	h.buf = h.buf[n:]
-	err := h.err
+	err, panicked := h.err, h.panicked
 	if n > 0 || len(h.buf) > 0 {
-		err = nil
+		err, panicked = nil, nil
 	}
 	h.mu.Unlock()
+	if panicked != nil {
+		panic(panicked) //nolint:forbidigo // handed on
+	}
 	if n > 0 || err != nil || len(p) == 0 {
 		return n, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -313,4 +314,38 @@ func TestStalledBufferedBodyIsAnAttemptTimeout(t *testing.T) {
 		require.Equal(t, "ok", readAll(t, resp))
 		require.Equal(t, 10*time.Second, time.Since(begin))
 	})
+}
+
+// The body is read ahead on another goroutine, where a panic would end the process.
+func TestPanicInAFailedResponsesBodyIsWhoseReadsIt(t *testing.T) {
+	for name, end := range map[string]func(){"panic": func() { panic(errBoom) }, "Goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				reads := 0
+				bad := func(*http.Request) (*http.Response, error) {
+					return response(503, &body{Reader: readerFunc(func([]byte) (int, error) {
+						if reads++; reads == 1 {
+							end()
+						}
+						return 0, io.EOF
+					})}), nil
+				}
+				s := &script{steps: []step{bad, replies(200, "ok")}}
+				resp, err := newRetrier(t, eager()).Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+				require.NoError(t, err)
+				require.Equal(t, "ok", readAll(t, resp), "nobody reads it")
+
+				reads = 0
+				s = &script{steps: []step{bad, fails(refusal{})}}
+				resp, err = newRetrier(t, eager()).Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+				require.NoError(t, err)
+				if name == "panic" {
+					require.PanicsWithValue(t, errBoom, func() { _, _ = io.ReadAll(resp.Body) })
+				} else {
+					require.Empty(t, readAll(t, resp))
+				}
+				_ = resp.Body.Close()
+			})
+		})
+	}
 }

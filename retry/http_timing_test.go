@@ -296,3 +296,24 @@ func TestTimeoutsNeedNoGoroutinePerCall(t *testing.T) {
 	close(release)
 	wg.Wait()
 }
+
+// Nor is there another attempt when the caller goes away while we wait for the
+// connection of the last one, after the backoff.
+func TestCancelWhileTheLastAnswerIsDrainedReturnsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(10*time.Millisecond, func() { cancel(errBoom) })
+		stalled, end := io.Pipe()
+		s := &script{steps: []step{func(*http.Request) (*http.Response, error) { return response(503, stalled), nil }}}
+		rec := new(recorder)
+		begin := time.Now()
+		_, err := newRetrier(t, eager(func(c *retry.Config) { c.Observer = rec })).Layer(s).RoundTrip(newRequest(t, ctx, "GET", nil))
+		require.Equal(t, 10*time.Millisecond, time.Since(begin))
+		require.ErrorIs(t, err, errBoom)
+		require.ErrorIs(t, err, outcome.StatusError(503), "what the last attempt ended with")
+		require.Equal(t, 1, s.attempts())
+		require.Equal(t, []retry.Reason{retry.ReasonCanceled}, rec.reasons())
+		_, err = end.Write([]byte("x"))
+		require.ErrorIs(t, err, io.ErrClosedPipe, "the answer was closed")
+	})
+}

@@ -117,6 +117,9 @@ func (r *race[T]) settle(a *result[T], good bool) (begun, sent int, idle bool) {
 		r.wait()
 	}
 	stopped := r.end()
+	if len(r.hedges) > 0 {
+		r.budget.Judge(a.o) // here each attempt is judged by itself, whosever answer is the call's
+	}
 	switch {
 	case r.panicked != nil:
 		r.dispose(a)
@@ -169,7 +172,9 @@ func (r *race[T]) fire() {
 	}
 	r.mu.Unlock()
 	defer r.finish(h)
-	h.frame = r.frame.Beside(r.hedger.cfg.SameNode != On)
+	if h.frame = r.frame.Beside(r.hedger.cfg.SameNode != On); h.frame != nil {
+		h.frame.Because("", r.budget.Balance(now))
+	}
 	if r.observer != nil {
 		of := r.by.subject()
 		event.Emit(r.ctx, r.observer, Hedged{
@@ -288,7 +293,6 @@ func (r *race[T]) finish(h *hedge[T]) {
 	case a.o.Retry != outcome.Never && !r.closed && len(r.hedges) < r.room:
 		r.timer.Reset(0) // the next one need not wait for one that has failed (gRFC A6)
 	}
-	won := r.won == h // then the budget is told of it as the call's answer
 	first := !late && (r.panicked != nil || r.won != nil)
 	r.decided = r.decided || first
 	r.closed = r.closed || first
@@ -299,9 +303,7 @@ func (r *race[T]) finish(h *hedge[T]) {
 		changed = nil
 	}
 	r.mu.Unlock()
-	if !won {
-		r.budget.Judge(a.o)
-	}
+	r.budget.Judge(a.o)
 	if first {
 		if r.own != nil {
 			r.lose(r.own)

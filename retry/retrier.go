@@ -63,27 +63,35 @@ func (p *perHost[T]) get(host string) *T {
 	if p.shared != nil {
 		return p.shared
 	}
-	if of := p.of.Load(); of != nil {
-		if its := (*of)[host]; its != nil {
-			return its
-		}
+	if its, _ := p.find(host); its != nil {
+		return its
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	its, key := p.find(host)
+	if its != nil {
+		return its
+	}
 	more := make(map[string]*T)
 	if of := p.of.Load(); of != nil {
 		more = maps.Clone(*of)
 	}
-	if len(more) >= maxHosts {
-		host = theRest
-	}
-	if its := more[host]; its != nil {
-		return its
-	}
-	its := p.fresh()
-	more[host] = its
+	its = p.fresh()
+	more[key] = its
 	p.of.Store(&more)
 	return its
+}
+
+// find returns what there is for the host, if there is, and by which key.
+func (p *perHost[T]) find(host string) (its *T, key string) {
+	of := p.of.Load()
+	if of == nil {
+		return nil, host
+	}
+	if its = (*of)[host]; its == nil && len(*of) >= maxHosts {
+		return (*of)[theRest], theRest
+	}
+	return its, host
 }
 
 // limit sets the bounds of an attempt of a call that began at start.
@@ -106,6 +114,7 @@ type series struct {
 	elsewhere bool   // the one attempt on another node has been spent
 	why       string // there is another attempt: see call.Attempt
 	owing     bool   // an extra attempt was taken from the budget, and is not over
+	judged    bool   // the budget has been told how the last attempt and its hedges ended
 }
 
 // facts are what decides besides the outcome.
@@ -169,7 +178,10 @@ func (s *series) next(now time.Time, o outcome.Outcome, f facts) (time.Duration,
 // ended tells the budget that an attempt is over, and how.
 func (s *series) ended(o outcome.Outcome) {
 	s.settle()
-	s.budget.Judge(o)
+	if !s.judged {
+		s.budget.Judge(o)
+	}
+	s.judged = false
 }
 
 // settle tells the budget that the extra attempt that it gave is over, or was
