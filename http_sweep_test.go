@@ -362,9 +362,14 @@ func sweptClients() []sweptClient {
 	}
 }
 
-// sizes are how long bodies are: short ones are broken at each of their bytes.
+// sweptSizes are how long bodies are: short ones are broken at each of their bytes.
+// With SWEEP=all there are some of nearly 2 KiB with their headers, too.
 func sweptSizes() map[string]struct{ request, response int } {
-	return map[string]struct{ request, response int }{"short": {300, 400}, "long": {20_000, 30_000}}
+	sizes := map[string]struct{ request, response int }{"short": {300, 400}, "long": {20_000, 30_000}}
+	if os.Getenv("SWEEP") == "all" {
+		sizes["2 KiB"] = struct{ request, response int }{1_700, 1_700}
+	}
+	return sizes
 }
 
 func TestConnectionsMayBreakAtAnyByte(t *testing.T) {

@@ -206,6 +206,32 @@ func TestBestOfWhatFailedIsGivenBack(t *testing.T) {
 	}
 }
 
+// It does not matter whose answer says how long to wait.
+func TestHintOfAHedgeHoldsForTheCall(t *testing.T) {
+	hint := after(10*time.Millisecond, replies(503, "", "Retry-After", "5"))
+	for name, own := range map[string]step{"response": replies(503, ""), "error": fails(errReset)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{steps: []step{after(70*time.Millisecond, own), hint, replies(200, "")}}
+				begin := time.Now()
+				resp, err := newRetrier(t, hedging(t)).Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+				require.NoError(t, err)
+				readAll(t, resp)
+				require.Equal(t, 3, s.attempts())
+				require.GreaterOrEqual(t, time.Since(begin), 5*time.Second)
+
+				s = &script{steps: s.steps}
+				resp, err = newRetrier(t, hedging(t, func(c *retry.Config) { c.MaxRetryAfter = time.Second })).
+					Layer(s).RoundTrip(newRequest(t, t.Context(), "GET", nil))
+				require.NoError(t, err)
+				require.Equal(t, 503, resp.StatusCode)
+				readAll(t, resp)
+				require.Equal(t, 2, s.attempts())
+			})
+		})
+	}
+}
+
 func TestCallIsTriedAgainAfterAnAttemptAndItsHedgeFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{steps: []step{after(60*time.Millisecond, fails(errReset)), fails(errReset), replies(200, "third")}}

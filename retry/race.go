@@ -427,9 +427,30 @@ func (r *race[T]) sent() (n int) {
 // best makes a the best of answers that are all bad, and returns the hedge that it
 // is of, or nil: a value rather than an error, an error rather than a refusal, the
 // attempt's own rather than a hedge's.
+//
+// The longest wait that any of the peers asks for is that of the answer.
 func (r *race[T]) best(a *result[T]) *hedge[T] {
-	if a.err == nil || a.o.Class == outcome.Neutral && !refused(a.err) {
-		return nil // the latter is the caller's doing, and not the peers'
+	if a.err != nil && a.o.Class == outcome.Neutral && !refused(a.err) {
+		return nil // it is the caller's doing, and not the peers'
+	}
+	var after time.Duration
+	if !refused(a.err) {
+		after = a.o.After
+	}
+	best := r.choose(a)
+	for _, h := range r.hedges {
+		if h.ended && !refused(h.answer.err) {
+			after = max(after, h.answer.o.After)
+		}
+	}
+	a.o.After = after
+	return best
+}
+
+// choose is best but for the wait.
+func (r *race[T]) choose(a *result[T]) *hedge[T] {
+	if a.err == nil {
+		return nil
 	}
 	var errs []error
 	for _, h := range r.hedges {
