@@ -367,19 +367,17 @@ func TestServersThatShutDownLoseNoCallThatMayBeRepeated(t *testing.T) {
 // before a byte is written, nothing was sent, whatever the method.
 func TestConnectionThatEndedBeforeTheFirstByteHasSentNothing(t *testing.T) {
 	for _, p := range []backstaytest.Protocol{backstaytest.HTTP1, backstaytest.H2C} {
-		t.Run(p.String(), func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			var broken atomic.Bool
-			c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: p}, balancer.Config{}, func(tr *http.Transport) {
+			c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: p, Network: backstaytest.NewNetwork()}, balancer.Config{}, func(tr *http.Transport) {
 				dial := tr.DialContext
-				if dial == nil {
-					dial = new(net.Dialer).DialContext
-				}
 				tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 					nc, err := dial(ctx, network, addr)
 					return &unwritable{nc, &broken}, err
 				}
 			})
 			c.fetch("/")
+			synctest.Wait() // else what net/http has to do after it may find the connection broken first
 			broken.Store(true)
 			requests := c.fleet.Stats().Requests
 			req := c.request(t.Context(), http.MethodPost, "/", once("hello"))

@@ -213,7 +213,7 @@ func TestCancelDuringAWaitIsLogged(t *testing.T) {
 		ctx, log = call.WithLog(t.Context())
 		ctx, cancel = context.WithCancel(ctx)
 		time.AfterFunc(time.Second/2, cancel)
-		_, err := r.Layer(&script{steps: []step{fails(errReset)}}).RoundTrip(newRequest(t, ctx, "GET", nil)) //nolint:bodyclose // there is none
+		_, err := r.Layer(&script{steps: []step{fails(errReset)}}).RoundTrip(newRequest(t, ctx, "GET", nil))
 		require.ErrorIs(t, err, context.Canceled)
 		require.Equal(t, string(retry.ReasonCanceled), log.Calls()[0].GaveUp)
 	})
