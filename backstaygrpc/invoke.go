@@ -78,12 +78,23 @@ func (x *invocation) repeat() (*answer, error) {
 	if x.opts.attempts == 1 || !x.messages.prepare(repeatable && hedges(&settings.Retry)) {
 		return x.try(x.ctx, x.frame)
 	}
-	ctx := call.Carry(x.ctx, x.frame)
+	passed := x.ctx
 	if !repeatable {
-		ctx = retry.WithIdempotent(ctx, false)
+		passed = retry.WithIdempotent(passed, false)
 	}
-	return retry.Do(ctx, settings.Retrier, func(ctx context.Context) (*answer, error) {
-		return x.try(ctx, call.Join(ctx, settings.Retrier))
+	if x.messages.own { // hedges look at the frame, too
+		return retry.Do(call.Carry(passed, x.frame), settings.Retrier, func(ctx context.Context) (*answer, error) {
+			return x.try(ctx, call.Join(ctx, settings.Retrier))
+		})
+	}
+	passed = call.Pass(passed, x.frame)
+	return retry.Do(passed, settings.Retrier, func(ctx context.Context) (*answer, error) {
+		if ctx == passed {
+			ctx = x.ctx // the frame goes no further
+		} else {
+			x.frame.Share()
+		}
+		return x.try(ctx, x.frame)
 	})
 }
 

@@ -112,3 +112,18 @@ func TestNoFrameHasNoneBesideIt(t *testing.T) {
 	f.Adopt(nil)
 	f.Reclaim()
 }
+
+func TestPassedFrameIsFoundAndUsedAgain(t *testing.T) {
+	member := new(int)
+	f := call.New(t.Context(), call.NewChain(member), call.Info{Service: "orders"})
+	require.Same(t, f, call.Join(call.Pass(t.Context(), f), member))
+	require.Equal(t, t.Context(), call.Pass(t.Context(), nil))
+	f.Free()
+	require.Empty(t, f.Service())
+
+	f = call.New(t.Context(), call.NewChain(member), call.Info{Service: "orders"})
+	f.Share()
+	f.Free()
+	require.Equal(t, "orders", f.Service(), "others may still look at it")
+	(*call.Frame)(nil).Share()
+}
