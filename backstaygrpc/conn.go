@@ -24,6 +24,9 @@ type Conn struct {
 	b    *balancer.Balancer
 	dial []grpc.DialOption
 
+	// loadInterval is how often nodes are asked to report their load; 0 is never.
+	loadInterval time.Duration
+
 	methods atomic.Pointer[map[string]*method] // those that were called; nil before the first
 	nodes   sync.Map                           // *nodeConn by *balancer.Node
 
@@ -56,10 +59,18 @@ func NewClient(service string, client *backstay.Client, opts ...grpc.DialOption)
 	}}
 	c.dial = append(c.dial, defaults()...)
 	for _, opt := range opts {
-		if own, ok := opt.(classifierOption); ok {
+		switch own := opt.(type) {
+		case classifierOption:
 			c.classify = own.classify
+		case loadOption:
+			c.loadInterval = own.interval
 		}
 		c.dial = append(c.dial, opt)
+	}
+	if c.loadInterval != 0 && c.loadInterval < leastLoadInterval {
+		up.Close()
+		return nil, fmt.Errorf("backstaygrpc: service %q: interval of WithLoadReports is %v, want >= %v",
+			c.service, c.loadInterval, leastLoadInterval)
 	}
 	// So that what multiplies attempts is off whatever the options say.
 	c.dial = append(c.dial, grpc.WithDisableRetry(), grpc.WithDisableServiceConfig())
@@ -85,6 +96,20 @@ func WithClassifier(classify Classifier) grpc.DialOption {
 type classifierOption struct {
 	grpc.EmptyDialOption
 	classify Classifier
+}
+
+// WithLoadReports returns an option of [NewClient]: each node that has had a call is
+// asked to report its load every interval, by ORCA's out-of-band service
+// (xds.service.orca.v3.OpenRcaService, gRFC A51), for policies that go by such reports:
+// balancer.P2C with LoadReport, balancer.WeightedRoundRobin with Reported. With other
+// policies nobody is asked, and a server that does not know the service is asked once.
+// The stream keeps the node's connection from becoming idle. Reports that come with the
+// calls need no option. The interval is at least 10ms.
+func WithLoadReports(interval time.Duration) grpc.DialOption { return loadOption{interval: interval} }
+
+type loadOption struct {
+	grpc.EmptyDialOption
+	interval time.Duration
 }
 
 // defaults are the options that the user's come after.

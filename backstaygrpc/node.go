@@ -22,6 +22,7 @@ type nodeConn struct {
 	*grpc.ClientConn
 	node *balancer.Node
 	name string // the service's, for its certificate and the :authority
+	stop func() // ends the wait for reports of load
 
 	mu       sync.Mutex
 	endpoint discovery.Endpoint
@@ -52,7 +53,12 @@ func (c *Conn) conn(n *balancer.Node) (*nodeConn, error) {
 	if err != nil {
 		return nil, err // cannot be: NewClient has tried the options
 	}
-	nc.ClientConn = cc
+	nc.ClientConn, nc.stop = cc, func() {}
+	if c.loadInterval > 0 && c.b.ReadsReports() {
+		ctx, stop := context.WithCancel(context.Background())
+		nc.stop = stop
+		c.closing.Go(func() { watchLoad(ctx, cc, n, c.loadInterval) })
+	}
 	c.nodes.Store(n, nc)
 	return nc, nil
 }
@@ -115,10 +121,10 @@ func (c *Conn) drop(n *balancer.Node) {
 	if !ok {
 		return
 	}
+	nc := known.(*nodeConn) //nolint:errcheck,forcetypeassert // only those are in it
+	nc.stop()
 	// Not on this goroutine: it may be one that grpc waits for.
-	c.closing.Go(func() {
-		_ = known.(*nodeConn).Close() //nolint:errcheck,forcetypeassert // only those are in it
-	})
+	c.closing.Go(func() { _ = nc.Close() })
 }
 
 // readdress has the connections learn where their nodes are now.

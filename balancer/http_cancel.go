@@ -17,7 +17,7 @@ import (
 // in any case. But it is deprecated, and may do nothing in some release of Go to come.
 // So it is tried once, on a connection in memory; where it does nothing, attempts have
 // a context.
-var canCancel = sync.OnceValue(func() bool {
+var canCancel = sync.OnceValue(func() bool { //nolint:gochecknoglobals // constant once it is known
 	client, server := net.Pipe()
 	asked := make(chan struct{})
 	var work sync.WaitGroup

@@ -140,7 +140,10 @@ type Ender interface {
 // connection that the caller takes over, and no bound of ours cuts it any more.
 // A body that is nil or http.NoBody is returned as it is, and has ended.
 func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
-	a.body, a.ender = body, end
+	a.body = body
+	if !a.abortable { // else it is known, and a timer may be looking at it
+		a.ender = end
+	}
 	if body == nil || body == http.NoBody {
 		a.finish(nil)
 		return body
