@@ -17,12 +17,13 @@ import (
 // fail again, and so would the next one.
 //
 // So the node may have as many calls awaiting an answer as there were probes, and
-// then one more for each good answer that takes no longer than regainSlack times the
-// first ones did: twice as many with each round of answers. Slower answers are a
-// sign that calls wait for each other at the node; then it is one more with each
-// round. A failure halves it. It is over when nobody has been refused for regainQuiet,
-// and in any case after regainMost, for a service may have reasons of its own to
-// answer slowly. Calls that are LatencyNeutral are neither counted nor refused.
+// then one more for each good answer: twice as many with each round of answers. When
+// they take regainSlack times as long as before, on average, calls wait for each other
+// at the node; then it is one more with each round. A single slow answer means nothing,
+// and what goes on for long enough is how the node is: so what there was before is a
+// mean that goes down at once and up slowly. A failure takes back regainFailure good
+// answers. It is over when nobody has been refused for regainQuiet, and in any case
+// after regainMost. Calls that are LatencyNeutral are neither counted nor refused.
 type regain struct {
 	gate atomic.Uint64 // the node's while it is regaining; else 0
 
@@ -30,13 +31,21 @@ type regain struct {
 	awaiting int     // calls of this gate that have no answer yet
 	allowed  float64 // how many there may be
 	least    float64
-	quick    int64 // the least time to an answer so far
+	quick    int64 // what an answer takes; 0 until regainSample are here
+	slow     bool  // they take longer
+	round    int64 // after how many good answers that is thought over
+	answers  int64 // those so far
+	took     int64 // all of them
 	began    int64
 	refused  int64 // when somebody last was
 }
 
 const (
-	regainSlack = 2
+	regainSlack   = 2
+	regainFailure = 3
+	regainSample  = 8
+	regainRise    = 8 // the rounds in which quick goes most of the way up
+
 	regainQuiet = int64(10 * time.Second)
 	regainMost  = int64(time.Minute)
 )
@@ -51,7 +60,8 @@ func (r *regain) begin(b *Balancer, gate uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, probes := b.since(clock.Now()), float64(cmp.Or(b.cfg.Breaker.Probes, 3))
-	r.awaiting, r.allowed, r.least, r.quick, r.began, r.refused = 0, probes, probes, 0, at, at
+	r.awaiting, r.allowed, r.least, r.began, r.refused = 0, probes, probes, at, at
+	r.quick, r.slow, r.answers, r.took, r.round = 0, false, 0, 0, regainSample
 	r.gate.Store(gate)
 }
 
@@ -88,16 +98,35 @@ func (r *regain) answered(gate uint64, elapsed int64, class outcome.Class) {
 		return
 	}
 	r.awaiting--
-	switch {
-	case class == outcome.Neutral:
-	case class != outcome.Success:
-		r.allowed = max(r.allowed/2, r.least)
-	case r.quick == 0 || elapsed <= regainSlack*r.quick:
-		r.allowed++
-		if r.quick == 0 || elapsed < r.quick {
-			r.quick = max(elapsed, 1)
-		}
+	switch class {
+	case outcome.Success:
+		r.good(elapsed)
+	case outcome.Neutral:
 	default:
-		r.allowed += 1 / r.allowed
+		r.allowed = max(r.allowed-regainFailure, r.least)
 	}
+}
+
+// good takes a good answer into account. r.mu is held.
+func (r *regain) good(elapsed int64) {
+	r.answers++
+	r.took += elapsed
+	if r.quick > 0 && r.answers >= regainSample {
+		r.slow = r.took > regainSlack*r.quick*r.answers
+	}
+	if r.slow {
+		r.allowed += 1 / r.allowed
+	} else {
+		r.allowed++
+	}
+	if r.answers < r.round {
+		return
+	}
+	mean := max(r.took/r.answers, 1)
+	if r.quick == 0 || mean < r.quick {
+		r.quick = mean
+	} else {
+		r.quick += (mean - r.quick) / regainRise
+	}
+	r.answers, r.took, r.round = 0, 0, max(regainSample, int64(r.allowed))
 }
