@@ -22,7 +22,7 @@
 //	 │ cache            may answer without a call
 //	 │ rate             too many calls a second wait or are refused
 //	 │ concurrency      too many calls under way wait or are refused
-//	 │ retry            attempts, backoff, budget, deadline, body replay
+//	 │ retry            attempts, hedges, backoff, budget, deadline, body replay
 //	 ╞═ for each attempt ═════════════════════════════════════════════
 //	 │ per-attempt      the user's own layers: auth, signing, tracing
 //	 │ balancer         picks a node: not one tried before, not an open or full one
