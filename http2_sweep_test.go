@@ -115,9 +115,9 @@ func (s *sweptServers) frames(id uint32) (out []byte, ends []int) {
 
 // breaks are all faults of a server that speaks HTTP/2: the connection breaks at
 // every byte of the answer, and between its frames streams are reset and
-// connections said farewell to, with every code. To the first stream of a
-// connection net/http does not say whether a farewell was meant for it, unless its
-// code is NO_ERROR.
+// connections said farewell to, with every code. Of the first stream of a connection
+// net/http does not always say that a farewell was meant for it, unless its code is
+// NO_ERROR: then it may be sent again, and need not.
 func (s *sweptServers) breaks(first bool) (all []fault) {
 	out, ends := s.frames(1)
 	for at := range len(out) + 1 {
@@ -154,7 +154,7 @@ func (s *sweptServers) breaks(first bool) (all []fault) {
 					all = append(all, fault{
 						response: true, early: early, at: at, named: "GOAWAY before it, " + code.String(),
 						frame:       func(fr *http2.Framer, id uint32) { _ = fr.WriteGoAway(id-1, code, nil) },
-						unprocessed: !first || code == http2.ErrCodeNo,
+						unprocessed: !first || code == http2.ErrCodeNo, disowned: true,
 					})
 				}
 			}

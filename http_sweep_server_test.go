@@ -45,6 +45,7 @@ type fault struct {
 	frame       func(fr *http2.Framer, id uint32) // instead of what
 	named       string                            // the frame
 	unprocessed bool                              // by which the server says that it has done nothing
+	disowned    bool                              // it says so, but may not be understood
 }
 
 func (f fault) String() string {

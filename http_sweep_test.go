@@ -225,13 +225,14 @@ func (s *sweep) bad(f fault, head, response int) error {
 			return fmt.Errorf("the answer to the next attempt broke: %w", broke)
 		}
 	default:
-		if touched > 1 || acted > 1 {
+		understood := f.disowned && err == nil && broke == nil // then another server has answered
+		if !understood && (touched > 1 || acted > 1) {
 			return fmt.Errorf("%d servers got something of it, %d could act", touched, acted)
 		}
 		if err != nil {
 			return nil //nolint:nilerr // that it is lost is as it should be
 		}
-		if touched != 1 {
+		if !understood && touched != 1 {
 			return fmt.Errorf("an answer, and %d servers that could have given it", touched)
 		}
 	}
