@@ -106,7 +106,7 @@ func grpcClient(s *stage, addrs []string, policy string, opts ...grpc.DialOption
 
 // startGRPC starts servers and returns their addresses.
 func startGRPC(s *stage, n int) ([]string, error) {
-	echo := func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	echo := func(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		in := new(wrapperspb.BytesValue)
 		return in, decode(in)
 	}
