@@ -48,10 +48,14 @@ func bars() []bar {
 				bar{table: pick, ours: ours, peer: "httplb-poweroftwo", factor: factor},
 				bar{table: pick, ours: ours, allocs: true},
 				bar{table: pick, ours: "backstay-ownclock", peer: "go-zero-p2c", factor: 1},
-				// Not a bar while the two readings of the clock are half of what it costs.
-				bar{table: pick, ours: "backstay-bridge", peer: "grpc-least_request", report: true},
-				bar{table: pick, ours: "backstay-bridge", allocs: true},
 			)
+			if n <= mostBridged {
+				all = append(all,
+					// Not a bar while the two readings of the clock are half of what it costs.
+					bar{table: pick, ours: "backstay-bridge", peer: "grpc-least_request", report: true},
+					bar{table: pick, ours: "backstay-bridge", allocs: true},
+				)
+			}
 		}
 		factor := 1.3
 		if mode == "/parallel" {
