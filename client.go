@@ -199,31 +199,42 @@ func (s *service) roundTrip(req *http.Request, p *pipeline, now time.Time) (*htt
 	info := call.Info{
 		Service: s.name, Route: p.pattern, Method: cmp.Or(req.Method, http.MethodGet), Path: req.URL.Path, Start: now,
 	}
-	frame := call.New(req.Context(), p.chain, info)
-	if p.timeout > 0 {
-		frame.SetDeadline(info.Start.Add(p.timeout))
-	}
-	frame.SetYoung(true)
-	frame.SetAttemptTimeout(p.attemptTimeout)
-	frame.SetBodyIdle(p.bodyIdle)
-	frame.SetLatencyNeutral(p.latencyNeutral)
-	if p.split != nil {
-		frame.SetSubset(p.split.Draw(nil))
-	}
+	frame := p.frame(req.Context(), p.chain, info, p.attemptTimeout)
 	resp, err := p.Forward(req, frame)
 	status := 0
 	if resp != nil {
 		status = resp.StatusCode
 		resp.Request = req // and not one whose context ends with the body
 	}
-	if o := s.client.cfg.Observer; o != nil || frame.Watched() != nil {
-		frame.Finish(clock.Now(), status, err)
+	s.client.finish(req.Context(), frame, status, err)
+	return resp, err
+}
+
+// frame returns the frame of a call that begins now, by p's settings.
+func (p *pipeline) frame(ctx context.Context, chain *call.Chain, info call.Info, attemptTimeout time.Duration) *call.Frame {
+	f := call.New(ctx, chain, info)
+	if p.timeout > 0 {
+		f.SetDeadline(info.Start.Add(p.timeout))
+	}
+	f.SetYoung(true)
+	f.SetAttemptTimeout(attemptTimeout)
+	f.SetBodyIdle(p.bodyIdle)
+	f.SetLatencyNeutral(p.latencyNeutral)
+	if p.split != nil {
+		f.SetSubset(p.split.Draw(nil))
+	}
+	return f
+}
+
+// finish ends a call's frame, with what its caller gets, and tells whoever listens.
+func (c *Client) finish(ctx context.Context, f *call.Frame, status int, err error) {
+	if o := c.cfg.Observer; o != nil || f.Watched() != nil {
+		f.Finish(clock.Now(), status, err)
 		if o != nil {
-			event.Emit(req.Context(), o, call.Finished{Record: frame.Record()})
+			event.Emit(ctx, o, call.Finished{Record: f.Record()})
 		}
 	}
-	frame.Free()
-	return resp, err
+	f.Free()
 }
 
 // CloseIdleConnections closes the idle connections of all services.

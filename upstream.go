@@ -165,17 +165,7 @@ func (u *Upstream) Begin(ctx context.Context, c *Call, set *Settings, info call.
 		return &RequestError{Target: u.s.name + info.Path, Err: ErrClosed}
 	}
 	info.Service, info.Route = u.s.name, set.Route
-	f := call.New(ctx, set.chain, info)
-	if set.Timeout > 0 {
-		f.SetDeadline(info.Start.Add(set.Timeout))
-	}
-	f.SetYoung(true)
-	f.SetAttemptTimeout(set.AttemptTimeout)
-	f.SetBodyIdle(set.BodyIdleTimeout)
-	f.SetLatencyNeutral(set.LatencyNeutral)
-	if set.p.split != nil {
-		f.SetSubset(set.p.split.Draw(nil))
-	}
+	f := set.p.frame(ctx, set.chain, info, set.AttemptTimeout)
 	c.Frame, c.Settings, c.u = f, set, u
 	return nil
 }
@@ -234,14 +224,8 @@ func (c *Call) refused(ctx context.Context, by string, err error) error {
 // from being closed gracefully. The frame must not be used any more, but for what its
 // Watched returned before.
 func (c *Call) Finish(ctx context.Context, status int, err error) {
-	f, o := c.Frame, c.u.client.cfg.Observer
-	if o != nil || f.Watched() != nil {
-		f.Finish(clock.Now(), status, err)
-		if o != nil {
-			event.Emit(ctx, o, call.Finished{Record: f.Record()})
-		}
-	}
+	f := c.Frame
 	c.Frame = nil
-	f.Free()
+	c.u.client.finish(ctx, f, status, err)
 	c.u.s.leave()
 }
