@@ -147,7 +147,7 @@ func TestCallsOfAServiceThatBecomesKnownAreTriedAgain(t *testing.T) {
 		fleet := backstaytest.NewFleet(t, 1, &backstaytest.FleetConfig{Network: backstaytest.NewNetwork()})
 		fleet.FailDiscovery(errors.New("not yet"))
 		c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
-			s.Retry = retry.Config{MaxAttempts: 10, Backoff: retry.Backoff{Base: time.Second, Max: time.Second}}
+			s.Retry = retry.Config{MaxAttempts: 10, Backoff: retry.Backoff{Kind: retry.Constant, Base: time.Second}}
 		})
 		time.AfterFunc(2*time.Second, func() { fleet.FailDiscovery(nil) })
 		resp, err := send(t, t.Context(), c, http.MethodPost, fleet.URL(), "content")

@@ -80,6 +80,7 @@ type sub struct {
 	to     *behind
 	node   *balancer.Node
 	state  connectivity.State
+	left   bool  // it is no longer that of a node
 	failed bool  // since it was ready last: nobody waits for one that fails and tries again
 	err    error // why
 	load   *loadProducer
@@ -212,16 +213,27 @@ func (g *bridge) reconcile() {
 	if !closed {
 		nodes = to.Nodes()
 	}
+	var left []*sub
 	if g.moved.Swap(false) {
-		g.connect(to, nodes)
+		left = g.connect(to, nodes)
 	}
-	if !closed {
-		g.cc.UpdateState(g.state(to, nodes))
+	if closed {
+		shutdown(left)
+		return
+	}
+	g.cc.UpdateState(g.state(to, nodes))
+	if len(left) > 0 {
+		time.AfterFunc(subLinger, func() { shutdown(left) })
 	}
 }
 
-// connect makes the connections that there should be, and ends the others.
-func (g *bridge) connect(to *behind, nodes []*balancer.Node) {
+// subLinger is how long a connection stays open that is no longer picked. A call that
+// was given it a moment ago, and comes to gRPC's transport after the connection has been
+// shut down and while it has other streams, is kept waiting there until those end.
+const subLinger = time.Second
+
+// connect makes the connections that there should be, and returns the others.
+func (g *bridge) connect(to *behind, nodes []*balancer.Node) (left []*sub) {
 	wanted := make(map[string]bool, len(nodes))
 	for _, n := range nodes {
 		key := n.Key()
@@ -246,28 +258,29 @@ func (g *bridge) connect(to *behind, nodes []*balancer.Node) {
 			s.state, s.failed, s.err = connectivity.TransientFailure, true, err
 		}
 		g.mu.Lock()
+		if old != nil {
+			old.left = true
+			left = append(left, old)
+		}
 		g.subs[key] = s
 		g.mu.Unlock()
 		if s.conn != nil {
 			s.conn.Connect()
 		}
-		old.shutdown()
 	}
-	var gone []*sub
 	g.mu.Lock()
 	for key, s := range g.subs {
 		if !wanted[key] {
-			gone = append(gone, s)
+			s.left = true
+			left = append(left, s)
 			delete(g.subs, key)
 		}
 	}
 	g.mu.Unlock()
-	for _, s := range gone {
-		s.shutdown()
-	}
 	if to.feed != nil {
 		to.feed.forget(wanted)
 	}
+	return left
 }
 
 // lead has a connection that stays be that of a node, which is another one if the
@@ -303,16 +316,22 @@ func (g *bridge) watchLoad(s *sub) {
 	g.mu.Unlock()
 }
 
-// shutdown ends the connection; calls that it has go on to their end.
-func (s *sub) shutdown() {
-	if s != nil && s.conn != nil {
-		s.conn.Shutdown()
+// shutdown ends connections; calls that they have go on to their end.
+func shutdown(left []*sub) {
+	for _, s := range left {
+		if s.conn != nil {
+			s.conn.Shutdown()
+		}
 	}
 }
 
 // listen takes a connection's new state.
 func (g *bridge) listen(s *sub, state grpcbalancer.SubConnState) {
 	g.mu.Lock()
+	if s.left {
+		g.mu.Unlock()
+		return
+	}
 	was, failed, to := s.state, s.failed, s.to
 	s.state = state.ConnectivityState
 	switch s.state {

@@ -280,6 +280,43 @@ func TestBridgeFollowsTheSet(t *testing.T) {
 	idle(t, b)
 }
 
+// pausing has a call wait on its way from the pick to its stream.
+type pausing struct{ reached, onward chan struct{} }
+
+func (p pausing) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	close(p.reached)
+	<-p.onward
+	return nil, nil
+}
+
+func (pausing) RequireTransportSecurity() bool { return false }
+
+func TestBridgeHasNoCallWaitForANodeThatHasJustLeft(t *testing.T) {
+	f := newBackends(t, 2, interopServer)
+	second := f.listed[1]
+	f.listed = f.listed[:1]
+	conn := bridged(t, f.balancer(nil), nil)
+	_, err := newStream(t, conn) // keeps the connection from ending at once
+	require.NoError(t, err)
+	paused := pausing{reached: make(chan struct{}), onward: make(chan struct{})}
+	answer := make(chan error, 1)
+	go func() { answer <- ask(within(t), conn, grpc.PerRPCCredentials(paused)) }()
+	<-paused.reached
+
+	f.list(nil, second)
+	soon(t, func() bool {
+		require.NoError(t, ask(within(t), conn))
+		return f.servers[1].calls.Load() > 0
+	}, "the set is another")
+	close(paused.onward)
+	select {
+	case err := <-answer:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the call waits for the stream's end")
+	}
+}
+
 func TestBridgeUsesAnotherAddressOfANode(t *testing.T) {
 	f := newBackends(t, 2, interopServer)
 	f.servers[0].server.Stop()
