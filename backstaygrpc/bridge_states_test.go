@@ -92,13 +92,18 @@ func TestBridgePicksOnlyWhatIsReady(t *testing.T) {
 		require.NoError(t, lb.UpdateClientConnState(state))
 		time.Sleep(time.Second) // in the bubble, until what has changed is merged
 		synctest.Wait()
-		require.True(t, conn.subs[2].shut)
 		for range 20 {
 			picked, err := conn.pick()
 			require.NoError(t, err)
 			require.Same(t, conn.subs[1], picked.SubConn)
 			picked.Done(grpcbalancer.DoneInfo{BytesSent: true, BytesReceived: true})
 		}
+		connects := conn.subs[2].connects
+		conn.subs[2].to(connectivity.Idle, nil)
+		time.Sleep(time.Second) // for calls that had been given it
+		synctest.Wait()
+		require.True(t, conn.subs[2].shut)
+		require.Equal(t, connects, conn.subs[2].connects)
 		require.Error(t, lb.UpdateClientConnState(stateOfNodes(0, nil)), "so that gRPC's resolver is asked again")
 	})
 }
