@@ -55,13 +55,13 @@ type ConnConfig struct {
 	// (RFC 8305 §5). A failed one is followed by the next at once. Negative: they
 	// are tried one after another. Default: 300ms.
 	FallbackDelay time.Duration `json:"fallbackDelay,omitempty"`
-	// ClientConns is experimental. It takes connections out of net/http's pool and
-	// keeps them in one of our own, on [http.Transport.NewClientConn]. HTTP/1.1
-	// connections are then used in turn, one past its MaxAge takes no call at all and
-	// is closed at once if it is idle, over HTTP/2 too each by itself, and the streams
-	// that a server allows are known before they are asked for. Requests that were not sent, or that
-	// net/http would repeat, are sent again on another connection of the node.
-	// Default: Off.
+	// ClientConns takes connections out of net/http's pool and keeps them in one of our
+	// own, on [http.Transport.NewClientConn], which costs calls over HTTP/2 less.
+	// HTTP/1.1 connections are then used in turn, one past its MaxAge takes no call at
+	// all and is closed at once if it is idle, over HTTP/2 too each by itself, and the
+	// streams that a server allows are known before they are asked for. Requests that
+	// were not sent, or that net/http would repeat, are sent again on another connection
+	// of the node. Default: On with H2C, or else Off.
 	ClientConns Switch `json:"clientConns,omitempty"`
 }
 

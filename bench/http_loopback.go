@@ -39,8 +39,10 @@ func loopbackContests() []contest {
 
 func (l loopback) contest() contest {
 	protocol, h2c, plain := "http1", backstay.Off, "http"
+	otherPool, clientConns := "backstay-clientconn", balancer.On // than the default one
 	if l.h2c {
 		protocol, h2c, plain = "h2c", backstay.On, "h2c"
+		otherPool, clientConns = "backstay-nethttp-pool", balancer.Off
 	}
 	c := contest{
 		name:  fmt.Sprintf("HTTPLoopback/%s-%s-1KiB/servers=%d", protocol, strings.ToLower(l.method), l.servers),
@@ -63,13 +65,13 @@ func (l loopback) contest() contest {
 				client, err := ourClient(ours, h2c, addrs...).wrap(s, pooled(s, false))
 				return l.job(client, "http://orders/v1/items"), err
 			}},
-			{name: "backstay-clientconn", setup: func(s *stage) (job, error) {
+			{name: otherPool, setup: func(s *stage) (job, error) {
 				addrs, err := startServers(s, l.servers)
 				if err != nil {
 					return nil, err
 				}
 				c, err := backstay.New(&backstay.Config{Base: pooled(s, false), Default: backstay.Service{
-					Endpoints: discovery.Addrs(addrs...), H2C: h2c, Conns: balancer.ConnConfig{ClientConns: balancer.On},
+					Endpoints: discovery.Addrs(addrs...), H2C: h2c, Conns: balancer.ConnConfig{ClientConns: clientConns},
 				}})
 				if err != nil {
 					return nil, err
