@@ -56,8 +56,8 @@ func (x *stream) fly(ctx context.Context, frame *call.Frame, waits bool) (*fligh
 func (f *flight) bound(ctx context.Context, frame *call.Frame) {
 	base := f.x.ctx
 	if deadline := frame.Deadline(); !deadline.IsZero() {
-		base, f.cancel = context.WithDeadlineCause(base, deadline,
-			&outcome.TimeoutError{Kind: outcome.ErrCallTimeout, After: deadline.Sub(frame.Start())})
+		f.timeout = &outcome.TimeoutError{Kind: outcome.ErrCallTimeout, After: deadline.Sub(frame.Start())}
+		base, f.cancel = context.WithDeadlineCause(base, deadline, f.timeout)
 	}
 	f.ctx, f.stop = context.WithCancelCause(f.x.outgoing(base, f.number))
 	f.follow(ctx)
@@ -246,10 +246,7 @@ func (f *flight) finished(err error) {
 
 // settle judges the end and gives the lease back. f.mu is held.
 func (f *flight) settle(err error) {
-	end := attemptEnd{ctx: f.x.ctx, sent: f.answer.peer.Addr != nil || f.headed, trailer: f.answer.trailer}
-	if err != nil && f.ctx.Err() != nil {
-		end.cause = context.Cause(f.ctx)
-	}
+	end := attemptEnd{ctx: f.x.ctx, cause: f.cause(f.ctx, err), sent: f.answer.peer.Addr != nil || f.headed, trailer: f.answer.trailer}
 	f.stop(nil)
 	if f.cancel != nil {
 		f.cancel()

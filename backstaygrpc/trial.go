@@ -49,15 +49,16 @@ type trials struct {
 // trial is one of them: a lease, a connection and a context.
 type trial struct {
 	balancer.Attempt
-	of     *trials
-	frame  *call.Frame
-	index  int       // in the frame, where there is no lease
-	conn   *nodeConn // nil for an interceptor
-	number int       // from 1
-	start  time.Time
-	ctx    context.Context //nolint:containedctx // the attempt's own
-	cancel context.CancelFunc
-	over   bool
+	of      *trials
+	frame   *call.Frame
+	index   int       // in the frame, where there is no lease
+	conn    *nodeConn // nil for an interceptor
+	number  int       // from 1
+	start   time.Time
+	ctx     context.Context //nolint:containedctx // the attempt's own
+	cancel  context.CancelFunc
+	timeout *outcome.TimeoutError // why ctx ends at its deadline, unless that is the caller's
+	over    bool
 }
 
 // finish ends the call, with what its caller gets.
@@ -151,8 +152,24 @@ func (t *trial) unary(ctx context.Context, frame *call.Frame) {
 		deadline, kind, after = t.start.Add(d), outcome.ErrAttemptTimeout, d
 	}
 	if !deadline.IsZero() {
-		t.ctx, t.cancel = context.WithDeadlineCause(t.ctx, deadline, &outcome.TimeoutError{Kind: kind, After: after})
+		t.timeout = &outcome.TimeoutError{Kind: kind, After: after}
+		t.ctx, t.cancel = context.WithDeadlineCause(t.ctx, deadline, t.timeout)
 	}
+}
+
+// cause returns what has ended the attempt's context, if that is so: err is what grpc
+// says. The server has been told of the deadline, and may be quicker to say so than the
+// context's own timer.
+func (t *trial) cause(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case t.timeout != nil && byContext(err) && ended(ctx) && !ended(t.of.ctx):
+		return t.timeout
+	}
+	return nil
 }
 
 // end ends the attempt with what grpc says of it, and returns the error as the caller
@@ -160,10 +177,7 @@ func (t *trial) unary(ctx context.Context, frame *call.Frame) {
 // says of itself (waits) or as is found out on the way to grpc.
 func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
 	t.over = true
-	end := attemptEnd{ctx: t.of.ctx, sent: a.peer.Addr != nil, trailer: a.trailer}
-	if err != nil && t.ctx.Err() != nil {
-		end.cause = context.Cause(t.ctx)
-	}
+	end := attemptEnd{ctx: t.of.ctx, cause: t.cause(t.ctx, err), sent: a.peer.Addr != nil, trailer: a.trailer}
 	if t.cancel != nil {
 		t.cancel()
 	}
