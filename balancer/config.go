@@ -119,9 +119,6 @@ func (c Config) withDefaults() Config {
 	c.Zones.MinNodes = inherit.Or(c.Zones.MinNodes, 6)
 	c.ConnectTimeout = inherit.Or(c.ConnectTimeout, time.Second)
 	c.Conns = c.Conns.withDefaults()
-	if c.H2C && c.Conns.ClientConns == Inherit {
-		c.Conns.ClientConns = On
-	}
 	c.AttemptTimeout = inherit.Or(c.AttemptTimeout, 10*time.Second)
 	switch {
 	case c.PanicThreshold == 0:

@@ -45,7 +45,6 @@ func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
 			l.opaque = true
 		} else {
 			l.template = t
-			l.cancels = canCancel() && speaksHTTP1(t) && !b.cfg.H2C
 			l.proxy, l.proxyByHost = t.Proxy, t.Proxy != nil && fromEnvironment(t.Proxy)
 		}
 	}
@@ -67,7 +66,6 @@ type transport struct {
 
 	template    *http.Transport // what nodes' transports are made from; may be nil
 	opaque      bool            // Next cannot be had per node
-	cancels     bool            // nodes' transports can end a plain request by CancelRequest
 	carries     bool            // there are layers below that want the frame
 	proxy       func(*http.Request) (*url.URL, error)
 	proxyByHost bool                   // proxy's answers may be kept
@@ -299,8 +297,9 @@ type exchange struct {
 	frame *call.Frame
 	req   *http.Request
 	lease Lease
-	via   *http.Transport // what is sending req, and can end it; nil where the context does
-	index int             // the attempt's, in the frame
+	on    atomic.Pointer[clientConn] // what carries req, and is closed to end it; nil where the context ends it
+	index int32                      // the attempt's, in the frame
+	armed bool                       // it is abortable
 }
 
 // untilCanceled returns a context that also ends when Request.Cancel is closed.
@@ -319,7 +318,7 @@ func untilCanceled(ctx context.Context, req *http.Request) (context.Context, con
 // send makes the attempt. Direct means through Next as it is.
 func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
-	x.index = x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)
+	x.index = int32(x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)) //nolint:gosec // there are not so many
 	var resp *http.Response
 	settled := false
 	defer func() {
@@ -364,7 +363,15 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 		settled = true
 		return nil, err
 	}
-	resp, err = rt.RoundTrip(out)
+	own, pooled := rt.(*clientConns)
+	switch {
+	case !pooled:
+		resp, err = rt.RoundTrip(out)
+	case out == req:
+		resp, err = own.send(out, x)
+	default:
+		resp, err = own.send(out, nil)
+	}
 	if err == nil && resp == nil {
 		err = errNoResponse
 	}
@@ -374,7 +381,10 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	if err != nil {
 		layer.CloseResponse(resp) // it came too late, or along with the error
 		resp = nil
-		err = x.fail(c.unsent(err, mark))
+		if c != nil && l.template != nil && !pooled {
+			err = c.unsent(err, mark)
+		}
+		err = x.fail(err)
 		settled = true
 		return nil, err
 	}
@@ -384,7 +394,7 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 		x.lease.reportFrom(now, resp)
 	}
 	o = x.lease.Answered(now, o)
-	x.frame.Answered(now, x.index, resp, resp.StatusCode, o)
+	x.frame.Answered(now, int(x.index), resp, resp.StatusCode, o)
 	resp.Request = req
 	x.frame = x.frame.Watched()
 	resp.Body = x.Wrap(resp.Body, x)
@@ -392,15 +402,12 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 	return resp, nil
 }
 
-// outgoing returns the request as it is sent: req itself if the transport can be told
-// to end it, or else a copy that bears the attempt's context, and the node's address
-// where the transport would not know it.
+// outgoing returns the request as it is sent: req itself if its connection can be
+// closed to end it, or else a copy that bears the attempt's context, and the node's
+// address where the transport would not know it.
 func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error) {
 	l, req := x.layer, x.req
-	if t, own := rt.(*http.Transport); own && l.cancels && c != nil && req.URL.Scheme == "http" &&
-		(req.Body == nil || req.Body == http.NoBody || attempt.Small(req)) {
-		x.via = t
-		x.Abortable(x)
+	if own, pooled := rt.(*clientConns); pooled && own.alone(req) {
 		return req, nil
 	}
 	if l.template == nil && c != nil {
@@ -416,8 +423,38 @@ func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error
 	return x.Request(new(http.Request), req), nil
 }
 
-// Abort has the transport end the request.
-func (x *exchange) Abort() { x.via.CancelRequest(x.req) } //nolint:staticcheck // see canCancel
+// ride takes note that m carries the request, and alone.
+func (x *exchange) ride(m *clientConn) {
+	x.on.Store(m)
+	x.arm(&m.seat)
+	if x.Aborted() { // it was on its way to m, and Abort may not have found it there
+		m.cut(x)
+	}
+}
+
+// arm has the bounds of the attempt looked after, once.
+func (x *exchange) arm(seat *attempt.Seat) {
+	if !x.armed {
+		x.armed = true
+		x.Abortable(x, seat)
+	}
+}
+
+// aborting is closed when the attempt is to wait no longer. x may be nil.
+func (x *exchange) aborting() <-chan struct{} {
+	if x == nil {
+		return nil
+	}
+	x.arm(nil)
+	return x.Aborting()
+}
+
+// Abort closes the connection that carries the request.
+func (x *exchange) Abort() {
+	if m := x.on.Load(); m != nil {
+		m.cut(x)
+	}
+}
 
 // fail ends an attempt that got no response.
 func (x *exchange) fail(err error) error {
@@ -427,8 +464,8 @@ func (x *exchange) fail(err error) error {
 	o := x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	o = x.lease.Answered(now, o)
 	x.lease.Done(now, o)
-	x.frame.Answered(now, x.index, nil, 0, o)
-	x.frame.Ended(now, x.index, o)
+	x.frame.Answered(now, int(x.index), nil, 0, o)
+	x.frame.Ended(now, int(x.index), o)
 	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
 	return err
 }
@@ -441,7 +478,7 @@ func (x *exchange) Ended(err error) {
 		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	}
 	x.lease.Done(time.Time{}, o)
-	x.frame.Ended(time.Time{}, x.index, o)
+	x.frame.Ended(time.Time{}, int(x.index), o)
 }
 
 var (

@@ -17,8 +17,9 @@ import (
 // connections that net/http makes and speaks over, but does not keep. There is
 // one for each scheme and host that requests name.
 type clientConns struct {
-	conn *conn
-	last atomic.Pointer[pool] // mostly the only one
+	conn  *conn
+	last  atomic.Pointer[pool] // mostly the only one
+	http1 bool                 // that is what is spoken without TLS
 
 	mu     sync.Mutex
 	pools  map[hostKey]*pool
@@ -28,7 +29,16 @@ type clientConns struct {
 }
 
 func newClientConns(c *conn) *clientConns {
-	return &clientConns{conn: c, pools: make(map[hostKey]*pool)}
+	return &clientConns{
+		conn: c, http1: !c.layer.b.cfg.H2C && speaksHTTP1(c.layer.template), pools: make(map[hostKey]*pool),
+	}
+}
+
+// alone reports whether req has a connection for itself, so that it can be ended by
+// closing that, and cannot itself take its time. Then it needs no context of its own,
+// and so no copy: those are most of what an attempt costs.
+func (cs *clientConns) alone(req *http.Request) bool {
+	return cs.http1 && req.URL.Scheme == "http" && (req.Body == nil || req.Body == http.NoBody || attempt.Small(req))
 }
 
 // maxSends is how often a request is sent before others have to decide what to do,
@@ -37,7 +47,11 @@ const maxSends = 6
 
 // RoundTrip sends req over one of the node's connections, and over another one
 // if it turns out that the node has not seen it, or where net/http would repeat it.
-func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
+func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) { return cs.send(req, nil) }
+
+// send is RoundTrip. If x is not nil, it is x that ends the request at its bounds, and
+// not the request's context.
+func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, error) {
 	out, body := trackBody(req)
 	trace := httptrace.ContextClientTrace(req.Context())
 	for sends := 1; ; sends++ {
@@ -48,7 +62,7 @@ func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
 		if trace != nil && trace.GetConn != nil {
 			trace.GetConn(p.addr)
 		}
-		m, err := p.acquire(req)
+		m, err := p.acquire(req, x)
 		if err == errReplaced { //nolint:errorlint // it goes no further than here
 			sends--
 			continue
@@ -61,6 +75,9 @@ func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
 		if trace != nil && trace.GotConn != nil {
 			trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
 		}
+		if x != nil {
+			x.ride(m)
+		}
 		resp, err := m.cc.RoundTrip(out)
 		if err == nil {
 			m.answered()
@@ -68,6 +85,10 @@ func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 		err, repeat := m.failed(out, body, err, used, mark)
+		if x != nil {
+			x.Stand()
+			repeat = repeat && !x.Aborted()
+		}
 		m.release()
 		layer.CloseBody(out) // net/http does not where it has not come so far
 		if repeat && sends < maxSends {

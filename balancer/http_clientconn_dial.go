@@ -220,6 +220,7 @@ func (p *pool) dialed(m *clientConn, err error, ahead bool) {
 	case ended:
 		_ = m.cc.Close()
 	default:
+		p.conn.node.watch.Add(&m.seat)
 		m.cc.SetStateHook(m.changed)
 		p.offer(m, true)
 	}

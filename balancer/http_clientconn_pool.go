@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/backstay/backstay/internal/attempt"
 )
 
 // pool is a node's connections for one scheme and host.
@@ -65,13 +67,17 @@ type clientConn struct {
 	retired atomic.Bool  // it gets no more, and is closed when it is idle
 
 	// Guarded by pool.mu.
-	queued bool  // it is in free
-	calls  int   // it was picked for
-	put    int64 // when it was put there
+	queued bool      // it is in free
+	calls  int       // it was picked for
+	put    int64     // when it was put there
+	caller *exchange // the last of them, if closing the connection is to end it
+
+	seat attempt.Seat // for the bounds of callers
 }
 
 // waiter is a call that waits for a connection.
 type waiter struct {
+	x     *exchange
 	ctx   context.Context //nolint:containedctx // for the dial
 	ready chan struct{}   // closed when one of these is set
 	m     *clientConn
@@ -82,8 +88,8 @@ type waiter struct {
 var errReplaced = errors.New("balancer: these connections have been replaced")
 
 // acquire returns a connection for one call, which has a place there and either
-// uses or releases it. An error has not touched the request.
-func (p *pool) acquire(req *http.Request) (*clientConn, error) {
+// uses or releases it. An error has not touched the request. See send for x.
+func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 	ctx := req.Context()
 	if err := canceled(req); err != nil {
 		return nil, err
@@ -97,7 +103,7 @@ func (p *pool) acquire(req *http.Request) (*clientConn, error) {
 		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing >= p.lanes) {
 			m := p.free[0]
 			p.remove(0)
-			p.pick(m)
+			p.pick(m, x)
 			p.mu.Unlock()
 			if m.reserve() {
 				return m, nil
@@ -105,7 +111,7 @@ func (p *pool) acquire(req *http.Request) (*clientConn, error) {
 			continue
 		}
 		p.asleep = false
-		w := &waiter{ctx: ctx, ready: make(chan struct{})}
+		w := &waiter{x: x, ctx: ctx, ready: make(chan struct{})}
 		if again { // it has waited before
 			p.waiting = slices.Insert(p.waiting, 0, w)
 		} else {
@@ -118,6 +124,8 @@ func (p *pool) acquire(req *http.Request) (*clientConn, error) {
 		case <-ctx.Done():
 			return nil, p.leave(w, req)
 		case <-req.Cancel: //nolint:staticcheck // deprecated, but not gone
+			return nil, p.leave(w, req)
+		case <-x.aborting():
 			return nil, p.leave(w, req)
 		}
 		if w.err != nil {
@@ -140,8 +148,11 @@ func (p *pool) leave(w *waiter, req *http.Request) error {
 	if m != nil {
 		m.unused(true)
 	}
-	return canceled(req)
+	return cmp.Or(canceled(req), errTimeUp)
 }
+
+// errTimeUp is what a call gets whose attempt is over; the attempt knows better.
+var errTimeUp = errors.New("balancer: no connection within the attempt's bounds")
 
 // remove takes the i-th member out of free. p.mu is held.
 func (p *pool) remove(i int) {
@@ -150,9 +161,10 @@ func (p *pool) remove(i int) {
 }
 
 // pick gives m a call. p.mu is held.
-func (p *pool) pick(m *clientConn) {
+func (p *pool) pick(m *clientConn, x *exchange) {
 	m.picks.Add(1)
 	m.calls++
+	m.caller = x
 	if m.wire.http2 {
 		p.inHand++
 	}
@@ -180,6 +192,7 @@ func (p *pool) offer(m *clientConn, first bool) {
 
 // place is offer with p.mu held, which it gives back.
 func (p *pool) place(m *clientConn, first bool) {
+	m.caller = nil
 	if m.queued || m.retired.Load() {
 		p.dialMore()
 		p.mu.Unlock()
@@ -189,7 +202,7 @@ func (p *pool) place(m *clientConn, first bool) {
 		w := p.waiting[0]
 		p.waiting = slices.Delete(p.waiting, 0, 1)
 		w.m = m
-		p.pick(m)
+		p.pick(m, w.x)
 		p.mu.Unlock()
 		close(w.ready)
 		return
@@ -281,6 +294,21 @@ func (m *clientConn) answered() {
 	}
 }
 
+// cut closes m if it is x's request that it carries. If the answer is complete, it may
+// carry another one's, or wait for it.
+func (m *clientConn) cut(x *exchange) {
+	p := m.pool
+	p.mu.Lock()
+	mine := m.caller == x
+	if mine && !m.retired.Load() {
+		p.spend(m)
+	}
+	p.mu.Unlock()
+	if mine {
+		_ = m.wire.visible.Close()
+	}
+}
+
 // release is called when a call has its answer, or does without.
 func (m *clientConn) release() {
 	if m.picks.Add(-1) == 0 && m.retired.Load() {
@@ -323,6 +351,7 @@ func (m *clientConn) lost() {
 	if m.age != nil {
 		m.age.Stop()
 	}
+	p.conn.node.watch.Remove(&m.seat)
 	_ = m.cc.Close()
 	p.fill()
 }

@@ -17,11 +17,12 @@ import (
 type conn struct {
 	layer *transport
 	node  *Node
-	// lanes send requests to the node and to no other; nil if they must be
-	// rewritten and sent through the layer's own.
-	lanes []atomic.Pointer[generation]
+	// own and the lanes send requests to the node and to no other: which, pooled
+	// says. Both are nil if requests must be rewritten and sent through the layer's own.
+	own   *clientConns
+	lanes atomic.Pointer[[]lane]  // of net/http's pools; made for the first request
+	first sync.Once               // that makes them
 	turn  atomic.Int64            // of the lanes
-	own   *clientConns            // instead of lanes, with Conns.ClientConns
 	base  dialFunc                // makes connections, as the template would
 	told  atomic.Pointer[address] // where requests that are rewritten went last
 
@@ -60,12 +61,23 @@ func newConn(l *transport, n *Node) *conn {
 	}
 	c.open = make(map[*nodeConn]struct{})
 	c.base = l.dialer()
-	if l.b.cfg.Conns.ClientConns == On {
+	if l.b.cfg.Conns.ClientConns != Off {
 		c.own = newClientConns(c)
-	} else {
-		c.startLanes()
 	}
 	return c
+}
+
+// pooled reports whether requests by http, or by https, go over connections in pools
+// of our own.
+func (c *conn) pooled(secure bool) bool {
+	switch c.layer.b.cfg.Conns.ClientConns {
+	case On:
+		return true
+	case Off:
+		return false
+	default:
+		return !secure
+	}
 }
 
 // renew begins with new connections, since the node's address or the name of its
@@ -79,10 +91,15 @@ func (c *conn) renew() {
 
 // fill sees to it that there are as many connections as there should be.
 func (c *conn) fill() {
-	if c.own != nil {
-		c.own.fill(*c.layer.target.Load())
+	to := c.layer.target.Load()
+	switch {
+	case to == nil:
+	case c.pooled(to.secure):
+		c.own.fill(*to)
+	default:
+		c.startLanes()
+		c.generations((*generation).fill)
 	}
-	c.generations((*generation).fill)
 }
 
 func (c *conn) errClosed() error { return &Error{Service: c.layer.b.service, Err: ErrClosed} }
@@ -95,9 +112,6 @@ func (c *conn) errClosed() error { return &Error{Service: c.layer.b.service, Err
 // mostly stays open whether it was sent. What net/http knows not to have sent, and
 // can repeat, it sends again by itself.
 func (c *conn) unsent(err error, mark int64) error {
-	if c == nil || c.lanes == nil {
-		return err
-	}
 	op, ok := errors.AsType[*net.OpError](err)
 	switch {
 	case !ok:
@@ -224,7 +238,6 @@ func (nc *nodeConn) CloseWrite() error {
 func (c *conn) closeIdle() {
 	if c.own != nil {
 		c.own.closeIdle()
-		return
 	}
 	c.generations(func(g *generation) {
 		c.mu.Lock()

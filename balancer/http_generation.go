@@ -22,7 +22,7 @@ import (
 // HTTP/1.1 see lastCall.
 type generation struct {
 	conn  *conn
-	lane  int // the index among conn.lanes
+	lane  int // the index among conn's lanes
 	t     *http.Transport
 	http1 *http.Transport // for calls that need HTTP/1.1, where t cannot tell; may be nil
 	old   atomic.Int64    // connections whose next call is the last
@@ -38,19 +38,31 @@ type generation struct {
 	warm    warmth
 }
 
-// startLanes makes the first generations: one, or several that have an HTTP/2
-// connection each.
-func (c *conn) startLanes() {
+// lane is a way to the node: its present generation.
+type lane = atomic.Pointer[generation]
+
+// startLanes makes the first generations, unless they are there.
+func (c *conn) startLanes() []lane {
+	c.first.Do(func() {
+		c.mu.Lock()
+		c.http2 = c.layer.b.cfg.H2C
+		c.mu.Unlock()
+		lanes := make([]lane, c.width())
+		for i := range lanes {
+			lanes[i].Store(c.newGeneration(i))
+		}
+		c.lanes.Store(&lanes)
+	})
+	return *c.lanes.Load()
+}
+
+// width is how many lanes there are: one, or several that have an HTTP/2 connection each.
+func (c *conn) width() int {
 	cfg := &c.layer.b.cfg
-	c.http2 = cfg.H2C
-	n := 1
 	if cfg.H2C || speaksHTTP2(c.layer.template) {
-		n = cfg.Conns.HTTP2Conns
+		return cfg.Conns.HTTP2Conns
 	}
-	c.lanes = make([]atomic.Pointer[generation], n)
-	for i := range c.lanes {
-		c.lanes[i].Store(c.newGeneration(i))
-	}
+	return 1
 }
 
 func (c *conn) newGeneration(lane int) *generation {
@@ -72,7 +84,7 @@ func (g *generation) newTransport() *http.Transport {
 	cfg := &g.conn.layer.b.cfg
 	t := fromTemplate(g.conn.layer.template, g.dial, cfg, g.conn.node.Endpoint().ServerName)
 	if t.MaxConnsPerHost > 0 {
-		t.MaxConnsPerHost = max(1, t.MaxConnsPerHost/len(g.conn.lanes))
+		t.MaxConnsPerHost = max(1, t.MaxConnsPerHost/g.conn.width())
 	}
 	g.conn.mu.Lock()
 	http2 := g.conn.http2
@@ -111,20 +123,21 @@ func (c *conn) transport(req *http.Request) http.RoundTripper {
 // through is transport for requests that are no calls.
 func (c *conn) through(req *http.Request) http.RoundTripper {
 	switch {
-	case c.own != nil:
-		return c.own
-	case c.lanes == nil:
+	case c.layer.template == nil:
 		return nil
+	case c.pooled(req.URL.Scheme == "https"):
+		return c.own
 	}
-	g := c.lanes[0].Load()
+	lanes := c.startLanes()
+	g := lanes[0].Load()
 	t := g.t
 	switch {
 	case g.http1 != nil && req.Header["Upgrade"] != nil && req.URL.Scheme == "https":
 		t = g.http1 // nobody tells a TLS dialer that this one must not get HTTP/2
-	case len(c.lanes) == 1, req.URL.Scheme != "https" && !c.layer.b.cfg.H2C:
+	case len(lanes) == 1, req.URL.Scheme != "https" && !c.layer.b.cfg.H2C:
 		// Over HTTP/1.1 each lane would keep connections of its own.
 	default:
-		g = c.lanes[c.turn.Add(1)%int64(len(c.lanes))].Load()
+		g = lanes[c.turn.Add(1)%int64(len(lanes))].Load()
 		t = g.t
 	}
 	if g.count || g.old.Load() > 0 {
@@ -135,15 +148,18 @@ func (c *conn) through(req *http.Request) http.RoundTripper {
 
 // generations calls f for each of the present generations.
 func (c *conn) generations(f func(*generation)) {
-	for i := range c.lanes {
-		f(c.lanes[i].Load())
+	if lanes := c.lanes.Load(); lanes != nil {
+		for i := range *lanes {
+			f((*lanes)[i].Load())
+		}
 	}
 }
 
 // replace has new calls go over new connections, instead of old's, as soon as there
 // are those that are wanted ahead. It returns false if old is not the present one.
 func (c *conn) replace(old *generation, ahead bool) bool {
-	if c.lanes[old.lane].Load() != old {
+	lane := &(*c.lanes.Load())[old.lane]
+	if lane.Load() != old {
 		return false
 	}
 	next := c.newGeneration(old.lane)
@@ -152,7 +168,7 @@ func (c *conn) replace(old *generation, ahead bool) bool {
 			next.fillOne(*to) // or not: then calls will see to it
 		}
 	}
-	if !c.lanes[old.lane].CompareAndSwap(old, next) {
+	if !lane.CompareAndSwap(old, next) {
 		next.retire() // one of several does it
 		return false
 	}

@@ -100,7 +100,7 @@ func TestLastCallOfAConnectionSaysSo(t *testing.T) {
 	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		said.Store(fmt.Sprintf("%q close=%t", r.Header["Connection"], r.Close))
 		_, _ = io.Copy(w, r.Body)
-	})}, balancer.Config{Conns: balancer.ConnConfig{MaxRequests: 1}}, nil)
+	})}, balancer.Config{Conns: balancer.ConnConfig{MaxRequests: 1, ClientConns: balancer.Off}}, nil)
 	for name, test := range map[string]struct {
 		method, header string
 		body           io.Reader

@@ -27,7 +27,7 @@ func (a *aborted) Abort() { a.times++; close(a.now) }
 func abortable(ctx context.Context, l attempt.Limits) *aborted {
 	a := &aborted{now: make(chan struct{})}
 	a.Start(ctx, time.Time{}, &l)
-	a.Abortable(a)
+	a.Abortable(a, nil)
 	return a
 }
 

@@ -97,7 +97,7 @@ type Attempt struct {
 	reading atomic.Int32
 	verdict atomic.Uint32 // what came first, the headers or the attempt's timeout
 	state   atomic.Uint32 // finished and what follows it
-	place   place         // in watch; guarded by mu, as are the next two
+	place   place         // in watch, without a seat; guarded by mu, as are the next two
 
 	closed    bool // the context has ended
 	disowned  bool // child has been taken back
@@ -105,11 +105,11 @@ type Attempt struct {
 	direct    bool // see Direct
 	abortable bool // see Abortable
 
-	mu      sync.Mutex
-	timeout *outcome.TimeoutError // our bound that ended the attempt
-	done    chan struct{}         // of a direct attempt
-	child   func()                // and what package context wants called at its end
-	rare    *rare
+	mu    sync.Mutex
+	done  chan struct{} // of a direct attempt, or of one that somebody waits with
+	child func()        // what package context wants called at the end of a direct one
+	seat  *Seat         // in watch
+	rare  *rare
 
 	body  io.ReadCloser // the response's
 	ender Ender         // an Aborter if the attempt is abortable
@@ -117,6 +117,7 @@ type Attempt struct {
 
 // rare is what attempts over an *http.Transport mostly do not need.
 type rare struct {
+	timeout *outcome.TimeoutError // our bound that ended the attempt
 	timer   *time.Timer
 	bodyErr error           // what the caller's body failed with
 	cause   error           // what Cancel was given
@@ -148,6 +149,7 @@ const (
 	released                    // the attempt is over
 	made                        // there is a context, and so somebody may be waiting
 	told                        // rare.real is there and will not change
+	aborted                     // a bound of ours has passed, and it is abortable
 )
 
 // is reports whether the attempt is in that state.
@@ -177,24 +179,63 @@ func (a *Attempt) passed() time.Duration { return time.Duration(clock.Present() 
 type Aborter interface {
 	Ender
 	// Abort is called at most once, when a bound of ours has passed, and before the
-	// attempt is over. It must not call the attempt.
+	// attempt is over. It must not call the attempt, but for [Attempt.Aborted].
 	Abort()
 }
 
 // Abortable says that by ends the attempt when one of its bounds has passed. Its
-// context is then the caller's own, so that a request need not be copied. It is called
-// after Start and before anything else, and not for attempts that are [Attempt.Cancelable].
-func (a *Attempt) Abortable(by Aborter) {
+// context is then the caller's own, so that a request need not be copied. If the
+// attempt has what the seat belongs to for itself, it is watched there; a nil seat
+// is any place. It is called after Start and before anything else, and not for attempts
+// that are [Attempt.Cancelable].
+func (a *Attempt) Abortable(by Aborter, seat *Seat) {
 	if !a.bounded {
 		return
 	}
 	a.mu.Lock()
 	a.abortable, a.ender = true, by
+	if seat != nil && a.watch != nil {
+		a.seat = seat
+		seat.taken.Store(a) // and never again: the next one may be there before this one is over
+	}
 	a.state.Or(made)
 	if due, kind := a.left(0); kind != nil {
 		a.arm(due)
 	}
 	a.mu.Unlock()
+}
+
+// Stand has an abortable attempt go on without its seat, because it is another's from
+// now on, or because it will not be looked at any more.
+func (a *Attempt) Stand() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.seat == nil {
+		return
+	}
+	seat := a.seat
+	a.seat = nil
+	if due, kind := a.left(a.passed()); kind != nil && !a.closed {
+		a.arm(a.passed() + due)
+	}
+	seat.leave(a)
+}
+
+// Aborted reports whether the attempt has been aborted, or is about to be.
+func (a *Attempt) Aborted() bool { return a.is(aborted) }
+
+// Aborting returns a channel that is closed when the attempt has been aborted, for
+// those who wait on the way to what Abort ends.
+func (a *Attempt) Aborting() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.done == nil {
+		a.done = make(chan struct{})
+		if a.closed {
+			close(a.done)
+		}
+	}
+	return a.done
 }
 
 // Cancelable has the attempt's context end by [Attempt.Cancel] too. It is called
@@ -231,10 +272,18 @@ func (a *Attempt) Headers() error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.timeout != nil {
-		return a.timeout
+	if timeout := a.ours(); timeout != nil {
+		return timeout
 	}
 	return nil
+}
+
+// ours returns our bound that ended the attempt. The caller holds the lock.
+func (a *Attempt) ours() *outcome.TimeoutError {
+	if a.rare == nil {
+		return nil
+	}
+	return a.rare.timeout
 }
 
 // Error returns what the attempt's error means: the *outcome.TimeoutError if one
@@ -245,7 +294,7 @@ func (a *Attempt) Error(err error) error {
 		return nil
 	}
 	a.mu.Lock()
-	timeout, bodyErr := a.timeout, error(nil)
+	timeout, bodyErr := a.ours(), error(nil)
 	if a.rare != nil {
 		bodyErr = a.rare.bodyErr
 	}
@@ -316,7 +365,7 @@ func (a *Attempt) check() {
 	}
 	a.mu.Lock()
 	left, kind := a.left(passed)
-	if a.closed || a.is(released) || kind == nil || a.timeout != nil {
+	if a.closed || a.is(released) || kind == nil || a.ours() != nil {
 		a.mu.Unlock()
 		return
 	}
@@ -341,10 +390,11 @@ func (a *Attempt) check() {
 			timeout.After = a.limits.deadline
 		}
 	}
-	a.timeout = timeout
+	a.more().timeout = timeout
 	if a.abortable {
 		// Under the lock: who is told of the timeout may make another attempt with the
 		// same request, and it would be that one which is aborted.
+		a.state.Or(aborted)
 		a.close()
 		a.ender.(Aborter).Abort() //nolint:errcheck,forcetypeassert // Abortable has set it
 		a.mu.Unlock()
@@ -358,7 +408,7 @@ func (a *Attempt) check() {
 // lock.
 func (a *Attempt) arm(at time.Duration) {
 	if w := a.watch; w != nil {
-		if a.place == 0 {
+		if a.seat == nil && a.place == 0 {
 			a.place = w.add(a)
 		}
 		w.by(a.start + int64(at))

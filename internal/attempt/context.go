@@ -131,8 +131,14 @@ func (a *Attempt) end(cause error) {
 // close marks the context as ended and stops the timer. The caller holds the lock.
 func (a *Attempt) close() {
 	a.closed = true
-	if a.place != 0 {
+	switch {
+	case a.seat != nil:
+		a.seat.leave(a)
+	case a.place != 0:
 		a.watch.leave(a.place)
+	}
+	if a.abortable && a.done != nil {
+		close(a.done)
 	}
 	if a.rare != nil && a.rare.timer != nil {
 		a.rare.timer.Stop()

@@ -54,19 +54,28 @@ func Small(req *http.Request) bool {
 	if req.ContentLength <= 0 || req.ContentLength > smallBody || req.Body == nil {
 		return false
 	}
-	var r io.Reader = req.Body
-	if t := reflect.TypeOf(r); t == nopCloser || t == nopCloserWriterTo {
-		r, _ = reflect.TypeAssert[io.Reader](reflect.ValueOf(r).Field(0))
+	t := reflect.TypeOf(req.Body)
+	if t != nopCloser && t != nopCloserWriterTo {
+		return false // none of the three is a Closer
 	}
-	switch r.(type) {
-	case *bytes.Reader, *bytes.Buffer, *strings.Reader:
+	r := reflect.ValueOf(req.Body).Field(0).Elem()
+	if !r.IsValid() {
+		return false
+	}
+	switch r.Type() {
+	case bytesReader, bytesBuffer, stringsReader:
 		return true
 	}
 	return false
 }
 
-// What io.NopCloser returns, by which http.NewRequest makes bodies of readers.
+// What io.NopCloser returns, by which http.NewRequest makes bodies of readers, and the
+// readers that it knows.
 var (
+	bytesReader   = reflect.TypeFor[*bytes.Reader]()   //nolint:gochecknoglobals // constant
+	bytesBuffer   = reflect.TypeFor[*bytes.Buffer]()   //nolint:gochecknoglobals // constant
+	stringsReader = reflect.TypeFor[*strings.Reader]() //nolint:gochecknoglobals // constant
+
 	nopCloser         = reflect.TypeOf(io.NopCloser(nil))    //nolint:gochecknoglobals // constant
 	nopCloserWriterTo = reflect.TypeOf(io.NopCloser(struct { //nolint:gochecknoglobals // constant
 		io.Reader
@@ -116,7 +125,7 @@ func (u *upload) Close() error {
 func (a *Attempt) bodyFailed(u *upload, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if rare := a.more(); rare.bodyErr == nil && a.timeout == nil && !a.is(released) && !u.closed.Load() {
+	if rare := a.more(); rare.bodyErr == nil && rare.timeout == nil && !a.is(released) && !u.closed.Load() {
 		rare.bodyErr = err
 	}
 }
@@ -207,7 +216,7 @@ func (a *Attempt) timedOut() bool {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.timeout != nil
+	return a.ours() != nil
 }
 
 // Close may be called while a Read is blocked. The Read's error is then of our

@@ -1,9 +1,11 @@
 package attempt
 
 import (
+	"maps"
 	"math"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +29,31 @@ type Watch struct {
 
 	mu    sync.Mutex // guards what follows, and is held to set at (but to 0) and places
 	timer *time.Timer
+	seats map[*Seat]struct{}
+}
+
+// Seat is where attempts are watched that come one after the other, such as those over
+// one connection: to find a place each time would be a matter between them all.
+type Seat struct{ taken atomic.Pointer[Attempt] }
+
+// leave gives the seat back, unless there is another attempt in it.
+func (s *Seat) leave(a *Attempt) { s.taken.CompareAndSwap(a, nil) }
+
+// Add has the watch look at a seat, until Remove.
+func (w *Watch) Add(s *Seat) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.seats == nil {
+		w.seats = make(map[*Seat]struct{})
+	}
+	w.seats[s] = struct{}{}
+}
+
+// Remove ends what Add began.
+func (w *Watch) Remove(s *Seat) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.seats, s)
 }
 
 // places is room for 64 attempts. A chain of them would have each attempt write
@@ -124,11 +151,21 @@ func (w *Watch) by(due int64) {
 // not set; one that has set it just before is found in its place, and sets it again.
 func (w *Watch) look() {
 	w.at.Store(0)
-	for _, p := range *w.places.Load() {
-		for at := range p.taken {
-			if a := p.taken[at].Load(); a != nil {
-				a.check()
+	if all := w.places.Load(); all != nil {
+		for _, p := range *all {
+			for at := range p.taken {
+				if a := p.taken[at].Load(); a != nil {
+					a.check()
+				}
 			}
+		}
+	}
+	w.mu.Lock()
+	seats := slices.Collect(maps.Keys(w.seats))
+	w.mu.Unlock()
+	for _, s := range seats {
+		if a := s.taken.Load(); a != nil {
+			a.check()
 		}
 	}
 }
