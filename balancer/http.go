@@ -37,7 +37,7 @@ import (
 //
 // The response's Request is the layer's own, as it was given.
 func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
-	l := &transport{b: b, conns: make(map[*Node]*conn)}
+	l := &transport{b: b, conns: make(map[*Node]*conn), hashes: b.cfg.HashKey != (HashKey{})}
 	l.Around(l, next)
 	l.carries = call.ChainOf(l.Next).Len() > 0
 	if t, ok := l.Next.(*http.Transport); ok {
@@ -67,6 +67,7 @@ type transport struct {
 	template    *http.Transport // what nodes' transports are made from; may be nil
 	opaque      bool            // Next cannot be had per node
 	carries     bool            // there are layers below that want the frame
+	hashes      bool            // there is a HashKey
 	proxy       func(*http.Request) (*url.URL, error)
 	proxyByHost bool                   // proxy's answers may be kept
 	proxied     sync.Map               // its answers: bool by "scheme://host"

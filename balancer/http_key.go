@@ -36,7 +36,7 @@ func (k *HashKey) of(req *http.Request) string {
 func (l *transport) aim(c *Call, req *http.Request, subset string) {
 	c.Subset = subset
 	l.b.Aim(req.Context(), c)
-	if c.Key == "" && l.b.cfg.HashKey != (HashKey{}) {
+	if c.Key == "" && l.hashes {
 		c.Key = l.b.cfg.HashKey.of(req)
 	}
 }
