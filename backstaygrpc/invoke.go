@@ -22,6 +22,7 @@ var errAborted = errors.New("backstaygrpc: the attempt ended in a panic")
 type invocation struct {
 	trials
 	messages messages
+	first    answer  // of the first attempt, where no other is beside it
 	last     *answer // of the attempt that the caller gets
 }
 
@@ -78,38 +79,24 @@ func (x *invocation) repeat() (*answer, error) {
 	if x.opts.attempts == 1 || !x.messages.prepare(repeatable && hedges(&settings.Retry)) {
 		return x.try(x.ctx, x.frame)
 	}
-	passed := x.ctx
-	if !repeatable {
-		passed = retry.WithIdempotent(passed, false)
-	}
-	if x.messages.own { // hedges look at the frame, too
-		return retry.Do(call.Carry(passed, x.frame), settings.Retrier, func(ctx context.Context) (*answer, error) {
-			return x.try(ctx, call.Join(ctx, settings.Retrier))
-		})
-	}
-	passed = call.Pass(passed, x.frame)
-	return retry.Do(passed, settings.Retrier, func(ctx context.Context) (*answer, error) {
-		if ctx == passed {
-			ctx = x.ctx // the frame goes no further
-		} else {
-			x.frame.Share()
-		}
-		return x.try(ctx, x.frame)
-	})
+	return retry.DoIn(x.ctx, settings.Retrier, x.frame, repeatable, x.try)
 }
 
 // try makes one attempt, and more while the call waits for ready connections.
 func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error) {
-	for waits := x.opts.waits; ; waits = true {
-		a, again, err := x.once(ctx, frame, waits)
-		if !again {
-			return a, err
-		}
+	a, again, err := x.once(ctx, frame, x.opts.waits)
+	for again {
+		a, again, err = x.once(ctx, frame, true)
 	}
+	return a, err
 }
 
 func (x *invocation) once(ctx context.Context, frame *call.Frame, waits bool) (_ *answer, again bool, err error) {
-	a := &answer{}
+	a := &x.first
+	if x.messages.own || a.taken {
+		a = new(answer)
+	}
+	a.taken = true
 	var t trial
 	if err := x.begin(ctx, frame, &t, waits); err != nil {
 		return a, false, err

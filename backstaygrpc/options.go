@@ -120,8 +120,9 @@ type answer struct {
 	header  metadata.MD
 	trailer metadata.MD
 	peer    peer.Peer
+	taken   bool
 
-	room [8]grpc.CallOption // for the attempt's options
+	room [4]grpc.CallOption // for the attempt's options
 }
 
 // options returns an attempt's options: a call's, and those that fill in the answer.

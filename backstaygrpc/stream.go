@@ -54,8 +54,7 @@ const keptRequest = 256 << 10
 type stream struct {
 	trials
 	desc   *grpc.StreamDesc
-	framed context.Context //nolint:containedctx // the caller's, with the frame
-	detach func() bool     // from ctx's end; may be nil
+	detach func() bool // from ctx's end; may be nil
 
 	request any     // of a server's stream; nil before SendMsg
 	kept    bool    // it may be sent again
@@ -80,7 +79,7 @@ func (x *stream) make() (err error) {
 			_ = x.end(errAborted)
 		}
 	}()
-	x.framed = call.Carry(x.ctx, x.frame) // from here on other goroutines may look at it
+	x.frame.Share() // from here on other goroutines may look at it
 	if x.conn != nil {
 		x.permit, x.untilHeaders, err = x.call.Admit(x.ctx)
 	}
@@ -100,12 +99,10 @@ func (x *stream) make() (err error) {
 
 // establish makes the attempts of a stream that the client sends on.
 func (x *stream) establish() error {
-	retrier := x.method.settings.Retrier
 	// What has been sent cannot be repeated, nor is there anything to hedge.
-	ctx := retry.WithIdempotent(x.framed, false)
-	f, err := retry.Do(ctx, retrier, func(ctx context.Context) (*flight, error) {
+	f, err := retry.DoIn(x.ctx, x.method.settings.Retrier, x.frame, false, func(ctx context.Context, frame *call.Frame) (*flight, error) {
 		for waits := x.opts.waits; ; waits = true {
-			f, err := x.fly(ctx, call.Join(ctx, retrier), waits)
+			f, err := x.fly(ctx, frame, waits)
 			if f != nil {
 				f.Send(f.start)
 			}
@@ -324,12 +321,8 @@ func (x *stream) try(m any) (*flight, error) {
 			_ = x.end(errAborted)
 		}
 	}()
-	ctx := x.framed
-	if !repeatable {
-		ctx = retry.WithIdempotent(ctx, false)
-	}
-	f, err := retry.Do(ctx, settings.Retrier, func(ctx context.Context) (*flight, error) {
-		return x.once(ctx, call.Join(ctx, settings.Retrier), &incoming)
+	f, err := retry.DoIn(x.ctx, settings.Retrier, x.frame, repeatable, func(ctx context.Context, frame *call.Frame) (*flight, error) {
+		return x.once(ctx, frame, &incoming)
 	})
 	whole = true
 	if err != nil {

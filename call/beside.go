@@ -84,3 +84,11 @@ func (f *Frame) call() *Frame {
 	}
 	return f
 }
+
+// Share says that others may look at f from now on, as Carry does.
+func (f *Frame) Share() {
+	if f == nil || f.shared && !f.lent {
+		return
+	}
+	f.shared, f.lent = true, false
+}

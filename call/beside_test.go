@@ -113,11 +113,9 @@ func TestNoFrameHasNoneBesideIt(t *testing.T) {
 	f.Reclaim()
 }
 
-func TestPassedFrameIsFoundAndUsedAgain(t *testing.T) {
+func TestSharedFrameIsNotUsedAgain(t *testing.T) {
 	member := new(int)
 	f := call.New(t.Context(), call.NewChain(member), call.Info{Service: "orders"})
-	require.Same(t, f, call.Join(call.Pass(t.Context(), f), member))
-	require.Equal(t, t.Context(), call.Pass(t.Context(), nil))
 	f.Free()
 	require.Empty(t, f.Service())
 

@@ -48,7 +48,7 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 	}
 	p, plain := r.plain(ctx)
 	if !plain {
-		return doWithin(ctx, r, fn)
+		return doWithin(ctx, r, call.Join(ctx, r), task[T]{fn: fn, repeatable: idempotent(ctx, true)})
 	}
 	defer p.budget.Finish()
 	v, err := once(ctx, p.start, &p.limits, fn)
@@ -59,6 +59,18 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 	return again(ctx, r, &p, fn, v, err)
 }
 
+// DoIn is [Do] for those who have the call's frame at hand, whose chain has r as a
+// member: ctx need not carry it, and whether the call may be repeated although it may
+// have been acted on is what repeatable says. fn is given the frame of its attempt: f,
+// or in a hedge the one beside it.
+func DoIn[T any](ctx context.Context, r *Retrier, f *call.Frame, repeatable bool, fn func(context.Context, *call.Frame) (T, error)) (T, error) { //nolint:revive // the flag is the call's
+	if ctx.Err() != nil {
+		var none T
+		return none, context.Cause(ctx)
+	}
+	return doWithin(ctx, r, f, task[T]{framed: fn, repeatable: repeatable})
+}
+
 // Run is [Do] for a function that returns only an error.
 func (r *Retrier) Run(ctx context.Context, fn func(context.Context) error) error {
 	if ctx.Err() != nil {
@@ -66,7 +78,7 @@ func (r *Retrier) Run(ctx context.Context, fn func(context.Context) error) error
 	}
 	p, plain := r.plain(ctx)
 	if !plain {
-		_, err := doWithin(ctx, r, withValue(fn))
+		_, err := doWithin(ctx, r, call.Join(ctx, r), task[struct{}]{fn: withValue(fn), repeatable: idempotent(ctx, true)})
 		return err
 	}
 	defer p.budget.Finish()
@@ -107,7 +119,8 @@ func (r *Retrier) plain(ctx context.Context) (p plainCall, plain bool) {
 
 // again goes on after a first attempt that returned v and err.
 func again[T any](ctx context.Context, r *Retrier, p *plainCall, fn func(context.Context) (T, error), v T, err error) (T, error) {
-	c := function[T]{r: r, ctx: ctx, fn: fn, of: subject{service: r.cfg.Name}, limits: p.limits}
+	t := task[T]{fn: fn, repeatable: idempotent(ctx, true)}
+	c := function[T]{r: r, ctx: ctx, task: t, of: subject{service: r.cfg.Name}, limits: p.limits}
 	c.cfg, c.budget, c.deadline = r.cfg, p.budget, nearest(ctx, p.limits.Deadline)
 	defer c.settle()
 	return c.run(result[T]{v, err, r.cfg.Classify(err)})
@@ -115,22 +128,23 @@ func again[T any](ctx context.Context, r *Retrier, p *plainCall, fn func(context
 
 // once makes one attempt. Nothing is derived where there is nothing to bound.
 func once[T any](ctx context.Context, now time.Time, l *attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
-	if l.Attempt <= 0 && l.Deadline.IsZero() {
+	if !bounded(l) {
 		return fn(ctx)
 	}
 	a := new(attempt.Attempt)
 	a.Start(ctx, now, l)
-	return under(a.Context(), a, fn)
+	defer a.End()
+	v, err := fn(a.Context())
+	return v, ours(a, err)
 }
 
-// under makes an attempt that has begun, with a context that is its own or derived
-// from that.
-func under[T any](ctx context.Context, a *attempt.Attempt, fn func(context.Context) (T, error)) (T, error) {
-	defer a.End()
-	v, err := fn(ctx)
+func bounded(l *attempt.Limits) bool { return l.Attempt > 0 || !l.Deadline.IsZero() }
+
+// ours returns what a function's error means: a timeout of ours, if it is a context's.
+// Other errors are the function's word on what happened, and are left as they are.
+func ours(a *attempt.Attempt, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		// Other errors are fn's word on what happened, and are left as they are.
-		err = a.Error(err)
+		return a.Error(err)
 	}
-	return v, err
+	return err
 }

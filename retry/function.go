@@ -14,33 +14,45 @@ import (
 type function[T any] struct {
 	series
 	hedging
-	r       *Retrier
-	ctx     context.Context //nolint:containedctx // the call's
-	fn      func(context.Context) (T, error)
+	r   *Retrier
+	ctx context.Context //nolint:containedctx // the call's
+	task[T]
 	of      subject
 	limits  attempt.Limits
 	reached bool // an attempt may have reached the peer
 
 	frame   *call.Frame // nil if there is neither a chain nor a log
-	carried bool        // ctx carries the frame, so that fn can find it
+	carried bool        // the frame is the call's, and not only for its log
 
 	lane *attempt.Attempt // what to make the next attempt with, if it can be superseded
 	now  time.Time        // when the next attempt begins; zero where nobody asks
 }
 
-// doWithin is Do where there is more to it than to call fn: a frame that ctx
-// carries, hedges, a log.
-func doWithin[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, error)) (T, error) {
-	f := call.Join(ctx, r)
+// task is what is called: fn finds the frame in its context, framed is given it.
+type task[T any] struct {
+	fn         func(context.Context) (T, error)
+	framed     func(context.Context, *call.Frame) (T, error) // instead of fn
+	repeatable bool                                          // although it may have been acted on
+}
+
+func (t *task[T]) do(ctx context.Context, f *call.Frame) (T, error) {
+	if t.framed != nil {
+		return t.framed(ctx, f)
+	}
+	return t.fn(ctx)
+}
+
+// doWithin is Do where there is more to it than to call fn: a frame, hedges, a log.
+func doWithin[T any](ctx context.Context, r *Retrier, f *call.Frame, t task[T]) (T, error) {
 	if !f.BeginRetries() {
-		return fn(ctx)
+		return t.do(ctx, f)
 	}
 	start := f.Start()
 	if start.IsZero() {
 		start = clock.Now()
 	}
 	carried := f != nil
-	c := function[T]{r: r, ctx: ctx, fn: fn, of: subject{service: r.cfg.Name}, frame: f, carried: carried}
+	c := function[T]{r: r, ctx: ctx, task: t, of: subject{service: r.cfg.Name}, frame: f, carried: carried}
 	service := "" // of budgets
 	if carried {
 		c.of = subject{f.Service(), f.Route()}
@@ -61,7 +73,7 @@ func doWithin[T any](ctx context.Context, r *Retrier, fn func(context.Context) (
 	c.budget = r.budgets.get(service)
 	c.budget.Deposit(start)
 	defer c.budget.Finish()
-	if c.cfg.Hedge.on() && !c.frame.LatencyNeutral() && idempotent(ctx, true) && !call.InboundOf(ctx).Final() {
+	if c.cfg.Hedge.on() && !c.frame.LatencyNeutral() && t.repeatable && !call.InboundOf(ctx).Final() {
 		c.hedger = r.hedgers.get(service)
 		c.hedger.called(start)
 	}
@@ -91,7 +103,7 @@ func (c *function[T]) run(a result[T]) (T, error) {
 			elsewhere = others
 		}
 		wait, why := c.next(clock.Now(), a.o, facts{
-			repeatable: idempotent(c.ctx, true),
+			repeatable: c.repeatable,
 			resendable: true,
 			elsewhere:  elsewhere,
 			others:     others,
@@ -153,18 +165,30 @@ func (c *function[T]) make(a *result[T]) {
 // try makes one attempt.
 func (c *function[T]) try(a *result[T]) {
 	sent, refusals := c.frame.Attempts(), c.frame.Refusals()
-	if c.lane == nil {
-		a.value, a.err = once(c.ctx, c.now, &c.limits, c.fn)
-	} else {
+	switch {
+	case c.lane != nil:
 		c.lane.Start(c.ctx, c.now, &c.limits)
 		c.lane.Cancelable()
 		ctx := c.lane.Context()
-		if c.carried {
+		if c.carried && c.framed == nil {
 			ctx = call.Carry(ctx, c.frame)
 		}
-		a.value, a.err = under(ctx, c.lane, c.fn)
+		a.value, a.err = c.under(ctx, c.lane)
+	case bounded(&c.limits):
+		own := new(attempt.Attempt)
+		own.Start(c.ctx, c.now, &c.limits)
+		a.value, a.err = c.under(own.Context(), own)
+	default:
+		a.value, a.err = c.do(c.ctx, c.frame)
 	}
 	c.judge(a, c.frame.Attempts() > sent, c.frame.Refusals() > refusals)
+}
+
+// under is do within an attempt, with a context that is its own or derived from that.
+func (c *function[T]) under(ctx context.Context, a *attempt.Attempt) (T, error) {
+	defer a.End()
+	v, err := c.do(ctx, c.frame)
+	return v, ours(a, err)
 }
 
 // judge fills in the attempt's outcome: what fn has noted of this very error, or
@@ -215,7 +239,7 @@ func (c *function[T]) race(a *result[T]) {
 	lane := new(attempt.Attempt)
 	r.first, r.hedger, r.delay, r.percentile, r.begun, r.room = lane, c.hedger, delay, percentile, c.hedged, room
 	r.budget, r.observer, r.ctx, r.frame = c.budget, c.cfg.Observer, c.ctx, c.frame
-	r.call.cfg, r.call.ctx, r.call.fn, r.call.of, r.call.limits, r.call.carried = c.cfg, c.ctx, c.fn, c.of, c.limits, c.carried
+	r.call.cfg, r.call.ctx, r.call.task, r.call.of, r.call.limits, r.call.carried = c.cfg, c.ctx, c.task, c.of, c.limits, c.carried
 	settled := false
 	defer func() {
 		c.lane = nil
@@ -258,7 +282,7 @@ func (r *functionRace[T]) subject() subject { return r.call.of }
 
 // run makes a hedge's attempt, or that of the call where it runs apart.
 func (r *functionRace[T]) run(h *hedge[T]) {
-	c := function[T]{ctx: h.ctx, fn: r.call.fn, limits: r.call.limits, carried: r.call.carried, frame: h.frame, now: clock.Now()}
+	c := function[T]{ctx: h.ctx, task: r.call.task, limits: r.call.limits, carried: r.call.carried, frame: h.frame, now: clock.Now()}
 	c.cfg = r.call.cfg
 	c.lane, _ = h.lane.(*attempt.Attempt)
 	c.try(&h.answer)
