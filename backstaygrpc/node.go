@@ -95,10 +95,20 @@ var errNotReady = status.Error(codes.Unavailable, "the node's connection is not 
 func (nc *nodeConn) mustWait(opts []grpc.CallOption) bool {
 	for _, opt := range slices.Backward(opts) {
 		if opt, ok := opt.(grpc.FailFastCallOption); ok {
-			return !opt.FailFast && nc.GetState() != connectivity.Ready
+			return !opt.FailFast && !nc.awake()
 		}
 	}
 	return false
+}
+
+// awake reports whether the connection is ready. One that is idle is made, for later
+// calls: this one does not get so far.
+func (nc *nodeConn) awake() bool {
+	state := nc.GetState()
+	if state == connectivity.Idle {
+		nc.Connect()
+	}
+	return state == connectivity.Ready
 }
 
 func (nc *nodeConn) unary(ctx context.Context, name string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {

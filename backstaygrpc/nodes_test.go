@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,37 +260,49 @@ func TestHedgeGoesToAnotherNodeAndTheLoserIsCancelled(t *testing.T) {
 	})
 }
 
-// h2c serves HTTP and gRPC on one port.
-func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
+// startBoth starts a server of gRPC and HTTP on one port.
+func startBoth(t *testing.T, h handlers, web http.HandlerFunc) *server {
+	t.Helper()
 	srv := grpc.NewServer()
-	h := failing(codes.Unavailable)
 	srv.RegisterService(h.desc(), nil)
 	t.Cleanup(srv.Stop)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	web := &http.Server{Protocols: protocols, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	both := &http.Server{Protocols: protocols, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Content-Type") == "application/grpc" {
 			srv.ServeHTTP(w, r)
 			return
 		}
-		_, _ = w.Write([]byte("ok"))
+		web(w, r)
 	})}
 	done := make(chan struct{})
-	go func() { defer close(done); _ = web.Serve(l) }()
-	t.Cleanup(func() { _ = web.Close(); <-done })
+	go func() { defer close(done); _ = both.Serve(l) }()
+	t.Cleanup(func() { _ = both.Close(); <-done })
+	return &server{addr: l.Addr().String()}
+}
 
-	cfg := &backstay.Config{Services: map[string]backstay.Service{"orders": {
-		H2C: backstay.On, Breaker: breaker.Config{MinCalls: 5},
-		Retry:  retry.Config{MaxAttempts: -1},
-		Budget: retry.BudgetConfig{Kind: retry.TokenBudget},
-	}}}
-	client := newClient(t, cfg, &server{addr: l.Addr().String()})
-	conn := dial(t, client, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+// visit makes a GET request, and returns the answer's status; 0 with an error.
+func visit(client *backstay.Client) (int, error) {
 	resp, err := client.Get("http://orders/")
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
+}
+
+func ok(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok")) }
+
+func TestHTTPAndGRPCShareBreakers(t *testing.T) {
+	cfg := &backstay.Config{Services: map[string]backstay.Service{"orders": {
+		H2C: backstay.On, Breaker: breaker.Config{MinCalls: 5}, Retry: retry.Config{MaxAttempts: -1},
+	}}}
+	client := newClient(t, cfg, startBoth(t, failing(codes.Unavailable), ok))
+	conn := dial(t, client, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	code, err := visit(client)
 	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
+	require.Equal(t, 200, code)
 	require.Same(t, client.Balancer("orders"), conn.Balancer())
 	require.Len(t, conn.Balancer().Nodes(), 1)
 
@@ -297,12 +310,71 @@ func TestHTTPAndGRPCShareNodesBreakersAndBudget(t *testing.T) {
 		_, _ = invoke(t.Context(), conn, "a")
 	}
 	require.Equal(t, breaker.Open, conn.Balancer().Nodes()[0].Breaker().State())
-	_, err = client.Get("http://orders/")
+	_, err = visit(client)
 	require.ErrorIs(t, err, breaker.ErrOpen, "what gRPC has found out HTTP knows")
 	conn.Balancer().Nodes()[0].Breaker().ForceClosed()
-	resp, err = client.Get("http://orders/")
+	_, err = visit(client)
 	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
+}
+
+func TestHTTPAndGRPCShareABudget(t *testing.T) {
+	for name, first := range map[string]string{"HTTP spends it": "http", "gRPC spends it": "grpc"} {
+		t.Run(name, func(t *testing.T) {
+			var visits, calls atomic.Int64
+			s := startBoth(t, handlers{unary: func(context.Context, string) (string, error) {
+				calls.Add(1)
+				return "", status.Error(codes.Unavailable, "not now")
+			}}, func(w http.ResponseWriter, _ *http.Request) {
+				visits.Add(1)
+				w.WriteHeader(http.StatusServiceUnavailable)
+			})
+			client := newClient(t, &backstay.Config{Services: map[string]backstay.Service{"orders": {
+				H2C: backstay.On, Breaker: breaker.Config{MinCalls: 1000, Consecutive: -1}, Outliers: balancer.OutlierConfig{Consecutive: -1},
+				Retry:  retry.Config{MaxAttempts: 2, Backoff: retry.Backoff{Base: time.Millisecond, Max: time.Millisecond}},
+				Budget: retry.BudgetConfig{Kind: retry.TokenBudget, MaxTokens: 10},
+			}}}, s)
+			conn := dial(t, client, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+			get := func() { _, _ = visit(client) }
+			call := func() { _, _ = invoke(t.Context(), conn, "a", backstaygrpc.Idempotent(true)) }
+			spend, seen, other, others := get, &visits, call, &calls
+			if first == "grpc" {
+				spend, seen, other, others = call, &calls, get, &visits
+			}
+			for range 10 {
+				spend()
+			}
+			require.Greater(t, seen.Load(), int64(10), "some were tried again")
+			require.Less(t, seen.Load(), int64(20), "and then no more")
+			for range 5 {
+				other()
+			}
+			require.EqualValues(t, 5, others.Load(), "none is left for the others")
+		})
+	}
+}
+
+func TestHTTPAndGRPCShareOutliers(t *testing.T) {
+	var visits atomic.Int64
+	bad := startBoth(t, failing(codes.Unavailable), func(w http.ResponseWriter, r *http.Request) {
+		visits.Add(1)
+		ok(w, r)
+	})
+	good := startBoth(t, handlers{unary: func(context.Context, string) (string, error) { return "", nil }}, ok)
+	client := newClient(t, &backstay.Config{Services: map[string]backstay.Service{"orders": {
+		H2C: backstay.On, Policy: balancer.RoundRobin{}, Retry: retry.Config{MaxAttempts: -1},
+		Breaker: breaker.Config{MinCalls: 1000, Consecutive: -1}, Outliers: balancer.OutlierConfig{Consecutive: 3},
+	}}}, bad, good)
+	conn := dial(t, client, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	soon(t, func() bool {
+		_, _ = invoke(t.Context(), conn, "a")
+		return client.Balancer("orders").Snapshot().Eligible == 1
+	}, "the bad one is ejected by what it says to gRPC calls")
+	for range 10 {
+		code, err := visit(client)
+		require.NoError(t, err)
+		require.Equal(t, 200, code)
+	}
+	require.Zero(t, visits.Load(), "HTTP calls leave it alone, too")
 }
 
 func TestClientsCloseEndsWhatIsUnderWay(t *testing.T) {
