@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -31,7 +30,7 @@ func (c *Conn) Invoke(ctx context.Context, name string, args, reply any, opts ..
 	x := &invocation{messages: messages{request: args, reply: reply}}
 	x.terms, x.conn, x.name, x.ctx, x.method = &c.terms, c, name, ctx, c.method(name)
 	x.opts.take(opts, true)
-	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name, Start: time.Now()})
+	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name})
 	if err == nil {
 		x.frame = x.call.Frame
 		err = x.make()

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -30,7 +29,7 @@ func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string
 	x := &stream{desc: desc}
 	x.terms, x.conn, x.name, x.ctx, x.method = &c.terms, c, name, ctx, c.method(name)
 	x.opts.take(opts, true)
-	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name, Start: time.Now()})
+	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name})
 	if err != nil {
 		err = errorOf(ctx, c.service, err)
 		x.opts.finish(err)

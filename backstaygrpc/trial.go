@@ -181,7 +181,7 @@ func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
 	if t.cancel != nil {
 		t.cancel()
 	}
-	now := time.Now()
+	var now time.Time // the present, for whoever asks
 	judged := false
 	defer func() {
 		if !judged { // the classifier panics
@@ -214,7 +214,7 @@ func (t *trial) Answered(now time.Time, answer any, status int, o outcome.Outcom
 	if t.conn != nil {
 		return t.Attempt.Answered(now, answer, status, o)
 	}
-	t.frame.Answered(now, t.index, answer, status, o)
+	t.frame.Answered(orNow(now), t.index, answer, status, o)
 	return o
 }
 
@@ -224,8 +224,16 @@ func (t *trial) Fail(now time.Time, o outcome.Outcome) {
 		t.Attempt.Fail(now, o)
 		return
 	}
+	now = orNow(now)
 	t.frame.Answered(now, t.index, nil, 0, o)
 	t.frame.Ended(now, t.index, o)
+}
+
+func orNow(now time.Time) time.Time {
+	if now.IsZero() {
+		return time.Now()
+	}
+	return now
 }
 
 // Done ends an attempt that has been answered.

@@ -29,8 +29,8 @@ func TestZZPerf(t *testing.T) {
 		servers = append(servers, startServer(t, handlers{unary: func(_ context.Context, in string) (string, error) { return in, nil }}))
 	}
 	type peer struct {
-		name string
-		conn grpc.ClientConnInterface
+		name      string
+		conn      grpc.ClientConnInterface
 		wall, cpu []float64
 	}
 	svc := func(s backstay.Service) grpc.ClientConnInterface {
@@ -85,7 +85,7 @@ func TestZZPerf(t *testing.T) {
 		pprof.StartCPUProfile(w)
 		defer pprof.StopCPUProfile()
 	}
-	for r := range 80 {
+	for r := range rounds() {
 		for i := range peers {
 			work(peers[(i+r)%len(peers)], 50*time.Millisecond)
 		}
@@ -97,6 +97,18 @@ func TestZZPerf(t *testing.T) {
 			rw = append(rw, p.wall[i]/peers[0].wall[i])
 			rc = append(rc, p.cpu[i]/peers[0].cpu[i])
 		}
+		ops := 0.0
+		for i := range p.wall {
+			ops += 50e6 / p.wall[i]
+		}
+		fmt.Printf("OPS %.0f\n", ops)
 		fmt.Printf("%-8s wall %7.0f cpu %7.0f | paired wall %.3f cpu %.3f\n", p.name, med(p.wall), med(p.cpu), med(rw), med(rc))
 	}
+}
+
+func rounds() int {
+	if os.Getenv("PROF") != "" {
+		return 300
+	}
+	return 80
 }
