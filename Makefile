@@ -10,10 +10,11 @@ GOVULNCHECK_VERSION := v1.8.0
 
 # What `make test`, `make race` and `make benchstat` hand to go test besides.
 TESTFLAGS ?=
-# Which benchmarks, how many samples of each, and what else to tell ./bench: -bars.
+# Which benchmarks, what else to tell ./bench, such as -bars or -samples 100, and how often
+# `make benchstat` runs each.
 BENCH ?= .
-SAMPLES ?= 10
 BENCHFLAGS ?=
+SAMPLES ?= 10
 FUZZTIME ?= 30s
 
 BIN := $(CURDIR)/.tmp/bin
@@ -49,7 +50,7 @@ format: $(GOLANGCI_LINT) ## format the code
 
 .PHONY: bench
 bench: ## compare Backstay with its peers, in the cases that match BENCH
-	@go run ./bench -run '$(BENCH)' -samples $(SAMPLES) $(BENCHFLAGS)
+	@go run ./bench -run '$(BENCH)' $(BENCHFLAGS)
 
 .PHONY: benchstat
 benchstat: ## run the packages' own benchmarks, BENCH of them, into .tmp/bench.txt for benchstat

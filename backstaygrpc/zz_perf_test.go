@@ -32,6 +32,7 @@ func TestZZPerf(t *testing.T) {
 		name      string
 		conn      grpc.ClientConnInterface
 		wall, cpu []float64
+		rd, wr, n, vc float64
 	}
 	svc := func(s backstay.Service) grpc.ClientConnInterface {
 		return dial(t, newClient(t, &backstay.Config{Services: map[string]backstay.Service{"orders": s}}, servers...))
@@ -55,6 +56,7 @@ func TestZZPerf(t *testing.T) {
 		var n atomic.Int64
 		var wg sync.WaitGroup
 		w0, c0 := time.Now(), cpu()
+		r0, x0, v0 := io2()
 		for range callers {
 			wg.Go(func() {
 				k := int64(0)
@@ -73,6 +75,8 @@ func TestZZPerf(t *testing.T) {
 		}
 		wg.Wait()
 		k := float64(n.Load())
+		r1, x1, v1 := io2()
+		p.rd += r1 - r0; p.wr += x1 - x0; p.n += k; p.vc += v1 - v0
 		p.wall = append(p.wall, float64(time.Since(w0))/k)
 		p.cpu = append(p.cpu, (cpu()-c0)/k)
 	}
@@ -102,6 +106,7 @@ func TestZZPerf(t *testing.T) {
 			ops += 50e6 / p.wall[i]
 		}
 		fmt.Printf("OPS %.0f\n", ops)
+		fmt.Printf("rd %.3f wr %.3f csw %.3f ", p.rd/p.n, p.wr/p.n, p.vc/p.n)
 		fmt.Printf("%-8s wall %7.0f cpu %7.0f | paired wall %.3f cpu %.3f\n", p.name, med(p.wall), med(p.cpu), med(rw), med(rc))
 	}
 }
@@ -111,4 +116,13 @@ func rounds() int {
 		return 300
 	}
 	return 80
+}
+
+func io2() (r, w, v float64) {
+	b, _ := os.ReadFile("/proc/self/io")
+	var a [7]float64
+	fmt.Sscanf(string(b), "rchar: %g\nwchar: %g\nsyscr: %g\nsyscw: %g", &a[0], &a[1], &a[2], &a[3])
+	var ru syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &ru)
+	return a[2], a[3], float64(ru.Nvcsw + ru.Nivcsw)
 }

@@ -2,7 +2,7 @@
 // case's peers taken in turn, so that whatever disturbs the machine disturbs all
 // alike. README.md says how to read what it prints.
 //
-//	go run ./bench [-run regexp] [-samples 10] [-time 100ms] [-format table|markdown|json] [-bars]
+//	go run ./bench [-run regexp] [-samples 30] [-time 30ms] [-format table|markdown|json] [-bars]
 package main
 
 import (
@@ -28,8 +28,8 @@ func main() {
 func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	pattern := flags.String("run", "", "measure only the cases whose names match this `regexp`")
-	samples := flags.Int("samples", 10, "how often each peer of a case is measured")
-	duration := flags.Duration("time", 100*time.Millisecond, "how long a sample takes")
+	samples := flags.Int("samples", 30, "how often each peer of a case is measured")
+	duration := flags.Duration("time", 30*time.Millisecond, "how long a sample takes")
 	format := flags.String("format", "table", "table, markdown or json")
 	check := flags.Bool("bars", false, "check the bars too, and fail if one is missed")
 	if err := flags.Parse(args); err != nil {
