@@ -21,18 +21,19 @@ type ConnConfig struct {
 	// them. Those that are being replaced do not count. Negative: no limit.
 	// Default: the template's MaxConnsPerHost, which is no limit by default.
 	Max int `json:"max,omitempty"`
-	// MaxAge is how old a connection gets, ±20 % at random for each. Over HTTP/1.1 the
-	// next call that it is given then is its last, and asks the server to close it; one
-	// that no call is given is closed when it has been idle for about as long, and at
-	// least 10 s, or for the template's IdleConnTimeout if that is less. Over HTTP/2 new calls go over another
-	// connection, and the old one is closed when its calls are finished; where a
-	// server's limit on streams has made several out of one of HTTP2Conns, they are
-	// replaced together. No call is cut or lost by it. While a connection is past its
-	// age, calls cost a little more. Negative: no limit. Default: no limit.
+	// MaxAge is how old a connection gets, ±20 % at random for each. New calls then go
+	// over another one, and the old one is closed when its calls are finished. In
+	// net/http's pool (see ClientConns) that is so over HTTP/2, where those that a
+	// server's limit on streams has made out of one of HTTP2Conns are replaced together.
+	// Over HTTP/1.1 the next call that it is given there is its last, and asks the server
+	// to close it; one that no call is given is closed when it has been idle for about as
+	// long, and at least 10 s, or for the template's IdleConnTimeout if that is less; and
+	// while a connection is past its age, calls cost a little more. No call is cut or
+	// lost by it. Negative: no limit. Default: no limit.
 	MaxAge time.Duration `json:"maxAge,omitempty"`
 	// MaxRequests is how many calls a connection takes, ±20 % at random for each. Over
 	// HTTP/2 calls that begin together may be a few more. To count them costs each call
-	// a little. Negative: no limit. Default: no limit.
+	// a little, in net/http's pool. Negative: no limit. Default: no limit.
 	MaxRequests int `json:"maxRequests,omitempty"`
 	// HTTP2Conns is over how many HTTP/2 connections the calls to a node are
 	// spread, in turn. Where a server bounds the streams of each, more are made as
@@ -56,12 +57,12 @@ type ConnConfig struct {
 	// are tried one after another. Default: 300ms.
 	FallbackDelay time.Duration `json:"fallbackDelay,omitempty"`
 	// ClientConns takes connections out of net/http's pool and keeps them in one of our
-	// own, on [http.Transport.NewClientConn], which costs calls over HTTP/2 less.
+	// own, on [http.Transport.NewClientConn], which costs calls less.
 	// HTTP/1.1 connections are then used in turn, one past its MaxAge takes no call at
 	// all and is closed at once if it is idle, over HTTP/2 too each by itself, and the
 	// streams that a server allows are known before they are asked for. Requests that
 	// were not sent, or that net/http would repeat, are sent again on another connection
-	// of the node. Default: On with H2C, or else Off.
+	// of the node. Default: On for http, Off for https.
 	ClientConns Switch `json:"clientConns,omitempty"`
 }
 

@@ -37,7 +37,7 @@ import (
 //
 // The response's Request is the layer's own, as it was given.
 func (b *Balancer) Layer(next http.RoundTripper) http.RoundTripper {
-	l := &transport{b: b, conns: make(map[*Node]*conn), hashes: b.cfg.HashKey != (HashKey{})}
+	l := &transport{b: b, conns: make(map[*Node]*conn), orphans: new(orphans), hashes: b.cfg.HashKey != (HashKey{})}
 	l.Around(l, next)
 	l.carries = call.ChainOf(l.Next).Len() > 0
 	if t, ok := l.Next.(*http.Transport); ok {
@@ -72,6 +72,7 @@ type transport struct {
 	proxyByHost bool                   // proxy's answers may be kept
 	proxied     sync.Map               // its answers: bool by "scheme://host"
 	target      atomic.Pointer[target] // what is dialed ahead; nil until a call has told
+	orphans     *orphans               // by itself, since contexts hold on to it
 
 	mu     sync.Mutex
 	conns  map[*Node]*conn
@@ -299,6 +300,7 @@ type exchange struct {
 	req   *http.Request
 	lease Lease
 	on    atomic.Pointer[clientConn] // what carries req, and is closed to end it; nil where the context ends it
+	turn  atomic.Int64               // req's, there
 	index int32                      // the attempt's, in the frame
 	armed bool                       // it is abortable
 }
@@ -424,13 +426,19 @@ func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error
 	return x.Request(new(http.Request), req), nil
 }
 
-// ride takes note that m carries the request, and alone.
-func (x *exchange) ride(m *clientConn) {
+// ride takes note that m carries the request, and alone. If it returns false, the
+// attempt was aborted on its way to m.
+func (x *exchange) ride(m *clientConn) bool {
+	x.turn.Store(m.turn.Load())
 	x.on.Store(m)
 	x.arm(&m.seat)
-	if x.Aborted() { // it was on its way to m, and Abort may not have found it there
-		m.cut(x)
-	}
+	return !x.Aborted()
+}
+
+// alight ends what ride began, without an answer.
+func (x *exchange) alight() {
+	x.on.Store(nil)
+	x.Stand()
 }
 
 // arm has the bounds of the attempt looked after, once.
@@ -450,10 +458,12 @@ func (x *exchange) aborting() <-chan struct{} {
 	return x.Aborting()
 }
 
-// Abort closes the connection that carries the request.
+// Abort closes the connection that carries the request. A connection of the caller's
+// dialer may take its time for that, and the other attempts on the node are not to wait
+// for it.
 func (x *exchange) Abort() {
 	if m := x.on.Load(); m != nil {
-		m.cut(x)
+		go m.cut(x.turn.Load())
 	}
 }
 

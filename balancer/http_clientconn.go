@@ -13,8 +13,8 @@ import (
 	"github.com/backstay/backstay/internal/layer"
 )
 
-// clientConns is how a node is reached with Conns.ClientConns: by pools of
-// connections that net/http makes and speaks over, but does not keep. There is
+// clientConns is how a node is reached by plain http, or as Conns.ClientConns says: by
+// pools of connections that net/http makes and speaks over, but does not keep. There is
 // one for each scheme and host that requests name.
 type clientConns struct {
 	conn  *conn
@@ -38,7 +38,8 @@ func newClientConns(c *conn) *clientConns {
 // closing that, and cannot itself take its time. Then it needs no context of its own,
 // and so no copy: those are most of what an attempt costs.
 func (cs *clientConns) alone(req *http.Request) bool {
-	return cs.http1 && req.URL.Scheme == "http" && (req.Body == nil || req.Body == http.NoBody || attempt.Small(req))
+	return cs.http1 && req.URL.Scheme == "http" && (req.Body == nil || req.Body == http.NoBody || attempt.Small(req)) &&
+		!cs.conn.layer.orphans.under(req.Context())
 }
 
 // maxSends is how often a request is sent before others have to decide what to do,
@@ -75,8 +76,10 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		if trace != nil && trace.GotConn != nil {
 			trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
 		}
-		if x != nil {
-			x.ride(m)
+		if x != nil && !x.ride(m) {
+			m.unsent()
+			layer.CloseBody(out)
+			return nil, errTimeUp
 		}
 		resp, err := m.cc.RoundTrip(out)
 		if err == nil {
@@ -86,9 +89,11 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		}
 		err, repeat := m.failed(out, body, err, used, mark)
 		if x != nil {
-			x.Stand()
+			x.alight()
+			cs.conn.layer.orphans.left(req.Context())
 			repeat = repeat && !x.Aborted()
 		}
+		m.recall() // where net/http has refused the request
 		m.release()
 		layer.CloseBody(out) // net/http does not where it has not come so far
 		if repeat && sends < maxSends {

@@ -67,17 +67,19 @@ type clientConn struct {
 	retired atomic.Bool  // it gets no more, and is closed when it is idle
 
 	// Guarded by pool.mu.
-	queued bool      // it is in free
-	calls  int       // it was picked for
-	put    int64     // when it was put there
-	caller *exchange // the last of them, if closing the connection is to end it
+	queued bool  // it is in free
+	calls  int   // it was picked for
+	put    int64 // when it was put there
 
-	seat attempt.Seat // for the bounds of callers
+	seat attempt.Seat // for the bounds of calls that have the connection for themselves
+	// turn tells such calls apart. Each adds 2 when net/http has reserved the connection
+	// for it: that m was picked for a call says little, as the hook may be late and offer
+	// it again. It is odd when the call has been cut.
+	turn atomic.Int64
 }
 
 // waiter is a call that waits for a connection.
 type waiter struct {
-	x     *exchange
 	ctx   context.Context //nolint:containedctx // for the dial
 	ready chan struct{}   // closed when one of these is set
 	m     *clientConn
@@ -103,7 +105,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing >= p.lanes) {
 			m := p.free[0]
 			p.remove(0)
-			p.pick(m, x)
+			p.pick(m)
 			p.mu.Unlock()
 			if m.reserve() {
 				return m, nil
@@ -111,7 +113,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 			continue
 		}
 		p.asleep = false
-		w := &waiter{x: x, ctx: ctx, ready: make(chan struct{})}
+		w := &waiter{ctx: ctx, ready: make(chan struct{})}
 		if again { // it has waited before
 			p.waiting = slices.Insert(p.waiting, 0, w)
 		} else {
@@ -161,10 +163,9 @@ func (p *pool) remove(i int) {
 }
 
 // pick gives m a call. p.mu is held.
-func (p *pool) pick(m *clientConn, x *exchange) {
+func (p *pool) pick(m *clientConn) {
 	m.picks.Add(1)
 	m.calls++
-	m.caller = x
 	if m.wire.http2 {
 		p.inHand++
 	}
@@ -192,7 +193,6 @@ func (p *pool) offer(m *clientConn, first bool) {
 
 // place is offer with p.mu held, which it gives back.
 func (p *pool) place(m *clientConn, first bool) {
-	m.caller = nil
 	if m.queued || m.retired.Load() {
 		p.dialMore()
 		p.mu.Unlock()
@@ -202,7 +202,7 @@ func (p *pool) place(m *clientConn, first bool) {
 		w := p.waiting[0]
 		p.waiting = slices.Delete(p.waiting, 0, 1)
 		w.m = m
-		p.pick(m, w.x)
+		p.pick(m)
 		p.mu.Unlock()
 		close(w.ready)
 		return
@@ -229,7 +229,7 @@ func (p *pool) place(m *clientConn, first bool) {
 func (m *clientConn) reserve() bool {
 	if m.cc.Reserve() == nil {
 		if !m.wire.http2 {
-			return true
+			return m.begin()
 		}
 		room := m.cc.Available()
 		if room > 0 {
@@ -245,6 +245,32 @@ func (m *clientConn) reserve() bool {
 	}
 	m.unused(room)
 	return false
+}
+
+// begin makes m the call's that it is reserved for, unless the one before has been cut:
+// that had its answer, but not quite the end of it.
+func (m *clientConn) begin() bool {
+	if m.turn.Add(2)&1 == 0 {
+		return true
+	}
+	m.retire()
+	m.unsent()
+	return false
+}
+
+// unsent gives back m, which has been reserved, without a call.
+func (m *clientConn) unsent() {
+	m.cc.Release()
+	m.recall()
+	m.release()
+}
+
+// recall offers m if it has room. It comes after Release, which runs the hook on its
+// caller's goroutine: what net/http then does on others meanwhile it tells nobody.
+func (m *clientConn) recall() {
+	if !m.wire.http2 && m.cc.Available() > 0 {
+		m.pool.offer(m, false)
+	}
 }
 
 // unused gives m back, where there may be room, without the call that it was
@@ -294,18 +320,11 @@ func (m *clientConn) answered() {
 	}
 }
 
-// cut closes m if it is x's request that it carries. If the answer is complete, it may
-// carry another one's, or wait for it.
-func (m *clientConn) cut(x *exchange) {
-	p := m.pool
-	p.mu.Lock()
-	mine := m.caller == x
-	if mine && !m.retired.Load() {
-		p.spend(m)
-	}
-	p.mu.Unlock()
-	if mine {
-		_ = m.wire.visible.Close()
+// cut closes m if it still carries the call whose turn that was. If the answer is
+// complete, it may carry another one's, or wait for it.
+func (m *clientConn) cut(turn int64) {
+	if m.cc.InFlight() > 0 && m.turn.CompareAndSwap(turn, turn+1) {
+		m.lost()
 	}
 }
 

@@ -21,7 +21,7 @@ type conn struct {
 	// says. Both are nil if requests must be rewritten and sent through the layer's own.
 	own   *clientConns
 	lanes atomic.Pointer[[]lane]  // of net/http's pools; made for the first request
-	first sync.Once               // that makes them
+	first sync.Mutex              // while they are made
 	turn  atomic.Int64            // of the lanes
 	base  dialFunc                // makes connections, as the template would
 	told  atomic.Pointer[address] // where requests that are rewritten went last
@@ -86,6 +86,8 @@ func (c *conn) renew() {
 	if c.own != nil {
 		c.own.renew()
 	}
+	c.first.Lock() // lanes that are being made may know the old name
+	defer c.first.Unlock()
 	c.generations(func(g *generation) { c.replace(g, false) })
 }
 

@@ -43,17 +43,23 @@ type lane = atomic.Pointer[generation]
 
 // startLanes makes the first generations, unless they are there.
 func (c *conn) startLanes() []lane {
-	c.first.Do(func() {
-		c.mu.Lock()
-		c.http2 = c.layer.b.cfg.H2C
-		c.mu.Unlock()
-		lanes := make([]lane, c.width())
-		for i := range lanes {
-			lanes[i].Store(c.newGeneration(i))
-		}
-		c.lanes.Store(&lanes)
-	})
-	return *c.lanes.Load()
+	if lanes := c.lanes.Load(); lanes != nil {
+		return *lanes
+	}
+	c.first.Lock()
+	defer c.first.Unlock()
+	if lanes := c.lanes.Load(); lanes != nil {
+		return *lanes
+	}
+	c.mu.Lock()
+	c.http2 = c.layer.b.cfg.H2C
+	c.mu.Unlock()
+	lanes := make([]lane, c.width())
+	for i := range lanes {
+		lanes[i].Store(c.newGeneration(i))
+	}
+	c.lanes.Store(&lanes)
+	return lanes
 }
 
 // width is how many lanes there are: one, or several that have an HTTP/2 connection each.

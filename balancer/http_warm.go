@@ -61,7 +61,8 @@ type spare struct {
 
 // missing is how many connections there should be more. conn.mu is held.
 func (g *generation) missing() int {
-	if g.conn.closed || g.retired || g.warm.asleep {
+	to := g.conn.layer.target.Load()
+	if g.conn.closed || g.retired || g.warm.asleep || to == nil || g.conn.pooled(to.secure) {
 		return 0
 	}
 	want := g.conn.layer.b.cfg.Conns.Min

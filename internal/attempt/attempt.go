@@ -179,7 +179,8 @@ func (a *Attempt) passed() time.Duration { return time.Duration(clock.Present() 
 type Aborter interface {
 	Ender
 	// Abort is called at most once, when a bound of ours has passed, and before the
-	// attempt is over. It must not call the attempt, but for [Attempt.Aborted].
+	// attempt is over. It must not wait for anything, for it is called on behalf of all
+	// that the watch looks after, nor call the attempt, but for [Attempt.Aborted].
 	Abort()
 }
 
@@ -392,8 +393,7 @@ func (a *Attempt) check() {
 	}
 	a.more().timeout = timeout
 	if a.abortable {
-		// Under the lock: who is told of the timeout may make another attempt with the
-		// same request, and it would be that one which is aborted.
+		// Under the lock: when the owner is told of the timeout, Abort has been called.
 		a.state.Or(aborted)
 		a.close()
 		a.ender.(Aborter).Abort() //nolint:errcheck,forcetypeassert // Abortable has set it
