@@ -154,7 +154,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 		if o = n.judge(l.owner, elapsed, o); o.Class == outcome.Neutral {
 			if !latencyNeutral {
 				n.raise(at, elapsed)
-				n.regain.answered(l.gate, elapsed, o.Class)
+				l.regained(elapsed, o.Class)
 			}
 			l.breaker.Answered(now, o)
 			return o, 0
@@ -163,7 +163,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 		n.unwell.And(^unansweredMask)
 	}
 	if !latencyNeutral {
-		n.regain.answered(l.gate, elapsed, o.Class)
+		l.regained(elapsed, o.Class)
 	}
 	row, flags := uint32(0), uint32(0)
 	switch {
@@ -185,6 +185,14 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 	}
 	l.owner.refresh(at)
 	return o, counted
+}
+
+// regained tells a node that is regaining its calls of an answer. Of any other it does
+// not even touch that part.
+func (l *Lease) regained(elapsed int64, class outcome.Class) {
+	if l.gate&gateState == gateAsk {
+		l.node.regain.answered(l.gate, elapsed, class)
+	}
 }
 
 const (

@@ -89,7 +89,7 @@ func (r *regain) admits(gate uint64, at int64) (most int, over bool) {
 
 // answered takes back what admits has counted, and learns from it.
 func (r *regain) answered(gate uint64, elapsed int64, class outcome.Class) {
-	if gate&gateState != gateAsk || r.gate.Load() != gate {
+	if r.gate.Load() != gate {
 		return
 	}
 	r.mu.Lock()
