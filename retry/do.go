@@ -63,7 +63,7 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 // member: ctx need not carry it, and whether the call may be repeated although it may
 // have been acted on is what repeatable says. fn is given the frame of its attempt: f,
 // or in a hedge the one beside it.
-func DoIn[T any](ctx context.Context, r *Retrier, f *call.Frame, repeatable bool, fn func(context.Context, *call.Frame) (T, error)) (T, error) { //nolint:revive // the flag is the call's
+func DoIn[T any](ctx context.Context, r *Retrier, f *call.Frame, repeatable bool, fn func(context.Context, *call.Frame) (T, error)) (T, error) {
 	if ctx.Err() != nil {
 		var none T
 		return none, context.Cause(ctx)

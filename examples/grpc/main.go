@@ -82,6 +82,7 @@ func run(ctx context.Context, out io.Writer) error {
 			mu   sync.Mutex
 			all  sync.WaitGroup
 			lost int
+			cut  int
 		)
 		from := make(map[string]int)
 		for caller := range callers {
@@ -91,9 +92,14 @@ func run(ctx context.Context, out io.Writer) error {
 						scene.begin()
 					}
 					name, err := unary(ctx, numbers)
-					err = errors.Join(err, stream(ctx, numbers))
+					begun, broken := stream(ctx, numbers)
 					mu.Lock()
 					from[name]++
+					if begun && broken != nil {
+						cut++ // what it has told cannot be told again
+					} else {
+						err = errors.Join(err, broken)
+					}
 					if err != nil {
 						lost++
 						fmt.Fprintln(out, "lost:", err)
@@ -103,8 +109,8 @@ func run(ctx context.Context, out io.Writer) error {
 			})
 		}
 		all.Wait()
-		fmt.Fprintf(out, "%-13s %d calls from A, %d from B, %d from C, and as many streams; %d lost\n",
-			scene.title, from["A"], from["B"], from["C"], lost)
+		fmt.Fprintf(out, "%-13s %d calls from A, %d from B, %d from C, and as many streams, %d cut short; %d lost\n",
+			scene.title, from["A"], from["B"], from["C"], cut, lost)
 		if lost > 0 {
 			return fmt.Errorf("scene %d lost %d calls", i, lost)
 		}
@@ -150,19 +156,20 @@ func unary(ctx context.Context, numbers pb.TestServiceClient) (string, error) {
 	return reply.GetServerId(), err
 }
 
-// stream reads a stream of the server to its end.
-func stream(ctx context.Context, numbers pb.TestServiceClient) error {
+// stream reads a stream of the server to its end, and returns whether there was a
+// message: until then it can begin again on another server.
+func stream(ctx context.Context, numbers pb.TestServiceClient) (begun bool, err error) {
 	s, err := numbers.StreamingOutputCall(ctx, &pb.StreamingOutputCallRequest{})
 	if err != nil {
-		return err
+		return false, err
 	}
 	for n := 0; ; n++ {
 		_, err := s.Recv()
 		switch {
 		case errors.Is(err, io.EOF) && n == length:
-			return nil
+			return true, nil
 		case err != nil:
-			return fmt.Errorf("after %d messages: %w", n, err)
+			return n > 0, fmt.Errorf("after %d messages: %w", n, err)
 		}
 	}
 }
