@@ -154,8 +154,8 @@ type Call struct {
 }
 
 // Begin begins a call, which Finish ends: defer that. It gives the call a frame; its
-// Info is filled in but for Method and Path; a zero Start is the present. The error is of a client that takes no
-// more calls; then there is nothing to end.
+// Info is filled in but for Method and Path; a zero Start is the present. The error is
+// of a client that takes no more calls; then there is nothing to end.
 func (u *Upstream) Begin(ctx context.Context, c *Call, set *Settings, info call.Info) error {
 	info.Start = clock.Or(info.Start)
 	if !u.s.enter(info.Start) {

@@ -51,7 +51,7 @@ func Do[T any](ctx context.Context, r *Retrier, fn func(context.Context) (T, err
 		return doWithin(ctx, r, call.Join(ctx, r), task[T]{fn: fn, repeatable: idempotent(ctx, true)})
 	}
 	defer p.budget.Finish()
-	v, err := once(ctx, p.start, &p.limits, fn)
+	v, err := once(ctx, p.start, &p.limits, &task[T]{fn: fn}, nil)
 	if err == nil {
 		p.budget.Judge(outcome.Outcome{Class: outcome.Success})
 		return v, nil
@@ -83,7 +83,8 @@ func (r *Retrier) Run(ctx context.Context, fn func(context.Context) error) error
 	}
 	defer p.budget.Finish()
 	// In place: this one does not outlive the attempt, and costs no allocation.
-	v, err := once(ctx, p.start, &p.limits, func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) })
+	t := task[struct{}]{fn: func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) }}
+	v, err := once(ctx, p.start, &p.limits, &t, nil)
 	if err == nil {
 		p.budget.Judge(outcome.Outcome{Class: outcome.Success})
 		return nil
@@ -127,24 +128,23 @@ func again[T any](ctx context.Context, r *Retrier, p *plainCall, fn func(context
 }
 
 // once makes one attempt. Nothing is derived where there is nothing to bound.
-func once[T any](ctx context.Context, now time.Time, l *attempt.Limits, fn func(context.Context) (T, error)) (T, error) {
-	if !bounded(l) {
-		return fn(ctx)
+func once[T any](ctx context.Context, now time.Time, l *attempt.Limits, t *task[T], f *call.Frame) (T, error) {
+	if l.Attempt <= 0 && l.Deadline.IsZero() {
+		return t.do(ctx, f)
 	}
 	a := new(attempt.Attempt)
 	a.Start(ctx, now, l)
-	defer a.End()
-	v, err := fn(a.Context())
-	return v, ours(a, err)
+	return under(a.Context(), a, t, f)
 }
 
-func bounded(l *attempt.Limits) bool { return l.Attempt > 0 || !l.Deadline.IsZero() }
-
-// ours returns what a function's error means: a timeout of ours, if it is a context's.
-// Other errors are the function's word on what happened, and are left as they are.
-func ours(a *attempt.Attempt, err error) error {
+// under makes an attempt that has begun, with a context that is its own or derived
+// from that.
+func under[T any](ctx context.Context, a *attempt.Attempt, t *task[T], f *call.Frame) (T, error) {
+	defer a.End()
+	v, err := t.do(ctx, f)
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return a.Error(err)
+		// Other errors are the function's word on what happened, and are left as they are.
+		err = a.Error(err)
 	}
-	return err
+	return v, err
 }

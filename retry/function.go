@@ -165,30 +165,18 @@ func (c *function[T]) make(a *result[T]) {
 // try makes one attempt.
 func (c *function[T]) try(a *result[T]) {
 	sent, refusals := c.frame.Attempts(), c.frame.Refusals()
-	switch {
-	case c.lane != nil:
+	if c.lane == nil {
+		a.value, a.err = once(c.ctx, c.now, &c.limits, &c.task, c.frame)
+	} else {
 		c.lane.Start(c.ctx, c.now, &c.limits)
 		c.lane.Cancelable()
 		ctx := c.lane.Context()
 		if c.carried && c.framed == nil {
 			ctx = call.Carry(ctx, c.frame)
 		}
-		a.value, a.err = c.under(ctx, c.lane)
-	case bounded(&c.limits):
-		own := new(attempt.Attempt)
-		own.Start(c.ctx, c.now, &c.limits)
-		a.value, a.err = c.under(own.Context(), own)
-	default:
-		a.value, a.err = c.do(c.ctx, c.frame)
+		a.value, a.err = under(ctx, c.lane, &c.task, c.frame)
 	}
 	c.judge(a, c.frame.Attempts() > sent, c.frame.Refusals() > refusals)
-}
-
-// under is do within an attempt, with a context that is its own or derived from that.
-func (c *function[T]) under(ctx context.Context, a *attempt.Attempt) (T, error) {
-	defer a.End()
-	v, err := c.do(ctx, c.frame)
-	return v, ours(a, err)
 }
 
 // judge fills in the attempt's outcome: what fn has noted of this very error, or
