@@ -49,7 +49,7 @@ func bars() []bar {
 				bar{table: pick, ours: ours, allocs: true},
 				bar{table: pick, ours: "backstay-ownclock", peer: "go-zero-p2c", factor: 1},
 			)
-			if n <= mostBridged {
+			if n <= mostCompared {
 				all = append(all,
 					// Not a bar while the two readings of the clock are half of what it costs.
 					bar{table: pick, ours: "backstay-bridge", peer: "grpc-least_request", report: true},

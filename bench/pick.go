@@ -57,7 +57,8 @@ func pickContests() []contest {
 // mostCompared is how many nodes all pickers are measured over. With ten thousand it
 // takes minutes to collect the garbage before every sample, and beside all the others
 // the same pick cost half as much again: what is measured then is what they leave of the
-// processor's caches.
+// processor's caches. The bridge makes its picker anew for each node that becomes ready,
+// which takes minutes, too.
 const mostCompared = 1000
 
 // comparedAlways are those that the bars are about.

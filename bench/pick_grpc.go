@@ -25,7 +25,7 @@ const moduleGRPC = "google.golang.org/grpc"
 // grpcPicks are the pickers of grpc-go's balancers, and go-zero's, which is one
 // of those too.
 func grpcPicks(n int) []peer {
-	peers := []peer{
+	return []peer{
 		grpcPick("grpc-round_robin", moduleGRPC, func(s *stage) (balancer.Picker, error) {
 			_, conn, err := readyBalancer(s, roundrobin.Name, grpcEndpoints(n, nil))
 			return conn.picker, err
@@ -39,16 +39,9 @@ func grpcPicks(n int) []peer {
 			return conn.picker, err
 		}),
 		grpcPick("go-zero-p2c", moduleGoZero, func(*stage) (balancer.Picker, error) { return goZeroPicker(n) }),
+		grpcPick("backstay-bridge", "", func(s *stage) (balancer.Picker, error) { return bridgePicker(s, n) }),
 	}
-	if n <= mostBridged {
-		peers = append(peers, grpcPick("backstay-bridge", "", func(s *stage) (balancer.Picker, error) { return bridgePicker(s, n) }))
-	}
-	return peers
 }
-
-// mostBridged is how many nodes the bridge is measured over: each that becomes ready
-// has it make a picker anew, and before ten thousand are, minutes pass.
-const mostBridged = 1000
 
 // grpcPick picks, and says that the call is over.
 func grpcPick(name, module string, build func(*stage) (balancer.Picker, error)) peer {
