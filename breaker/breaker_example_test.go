@@ -19,14 +19,17 @@ func ExampleNew() {
 		fmt.Println(err)
 		return
 	}
-	for range 3 {
+	for range 2 {
 		err := b.Run(context.Background(), func(context.Context) error { return errors.New("no route to host") })
-		fmt.Println(errors.Is(err, breaker.ErrOpen), err)
+		fmt.Println(err)
 	}
+	err = b.Run(context.Background(), func(context.Context) error { panic("not called while it is open") })
+	var open *breaker.OpenError
+	fmt.Println(errors.As(err, &open) && open.RetryAfter > 0, errors.Is(err, breaker.ErrOpen))
 	// Output:
-	// false no route to host
-	// false no route to host
-	// true breaker: orders is open for 5s: no route to host
+	// no route to host
+	// no route to host
+	// true true
 }
 
 func ExampleDo() {
