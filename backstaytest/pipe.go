@@ -51,8 +51,10 @@ func (s *stream) set(d *deadline, at time.Time) {
 		d.timer = nil
 	}
 	d.at = at
-	if !at.IsZero() {
-		d.timer = time.AfterFunc(time.Until(at), func() { s.change(func() {}) })
+	// One that has passed wakes them below; servers of net/http set such a one after
+	// each request.
+	if left := time.Until(at); left > 0 {
+		d.timer = time.AfterFunc(left, func() { s.change(func() {}) })
 	}
 	s.moved.Broadcast()
 }

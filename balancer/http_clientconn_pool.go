@@ -382,7 +382,7 @@ func (p *pool) sweepLater() {
 	}
 	first := slices.MinFunc(p.free, func(a, b *clientConn) int { return cmp.Compare(a.put, b.put) })
 	in := p.idle - time.Duration(p.conn.layer.b.since(time.Time{})-first.put)
-	p.sweeper = time.AfterFunc(max(in, 0), p.sweep)
+	p.sweeper = time.AfterFunc(max(in, 1), p.sweep)
 }
 
 func (p *pool) sweep() {

@@ -251,7 +251,9 @@ func (c *counting) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
 	c.now[r.RemoteAddr]++
 	c.most[r.RemoteAddr] = max(c.most[r.RemoteAddr], c.now[r.RemoteAddr])
 	c.mu.Unlock()
-	<-time.After(c.hold)
+	if c.hold > 0 {
+		<-time.After(c.hold)
+	}
 	c.mu.Lock()
 	c.now[r.RemoteAddr]--
 	c.mu.Unlock()
