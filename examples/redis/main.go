@@ -134,9 +134,10 @@ func read(ctx context.Context, client *redis.Client, change func() error) (seen 
 				// another one: to a node that is well.
 				name, err := client.Get(ctx, "name").Result()
 				mu.Lock()
-				if err == nil {
+				switch {
+				case err == nil:
 					seen[name]++
-				} else {
+				case !errors.Is(err, redis.Nil): // of one that has started, but is yet to be told its name
 					failed++
 				}
 				mu.Unlock()
