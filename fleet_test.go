@@ -184,7 +184,7 @@ const enough = 200
 // caller makes one call after the other, with pauses.
 func (l *load) caller(i int) {
 	source := rand.New(rand.NewPCG(uint64(i), 1))
-	pause := time.NewTimer(0)
+	pause := time.NewTimer(1)
 	defer pause.Stop()
 	for n := 0; ; n++ {
 		select {

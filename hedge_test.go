@@ -165,7 +165,7 @@ func TestOneNodeIsHedgedOnlyWhereThatIsAskedFor(t *testing.T) {
 func TestHedgesPassAUsersLayerAndAreLogged(t *testing.T) {
 	backstaytest.CheckLeaks(t)
 	fleet := backstaytest.NewFleet(t, 3, &backstaytest.FleetConfig{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		<-time.After(rand.N(6 * time.Millisecond))
+		<-time.After(1 + rand.N(6*time.Millisecond))
 		if rand.N(4) == 0 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}

@@ -56,7 +56,7 @@ func startFaulty(t testing.TB, n *backstaytest.Network, addr string) *faulty {
 				return err
 			}
 			for i := range 5 {
-				<-time.After(rand.N(10 * time.Millisecond))
+				<-time.After(1 + rand.N(10*time.Millisecond))
 				if err := s.SendMsg(wrapperspb.String(in + strconv.Itoa(i))); err != nil {
 					return err
 				}

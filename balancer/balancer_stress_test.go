@@ -316,7 +316,7 @@ func TestStressCloseWhileEverythingIsGoingOn(t *testing.T) {
 			_ = b.Layer(fleet.Transport())
 			<-time.After(100 * time.Microsecond)
 		})
-		<-time.After(time.Duration(rand.IntN(5000)) * time.Microsecond)
+		<-time.After(time.Duration(1+rand.IntN(5000)) * time.Microsecond)
 		var closers sync.WaitGroup
 		for range 3 {
 			closers.Go(func() { require.NoError(t, b.Close()) })

@@ -47,7 +47,7 @@ func (p *patient) check(ctx context.Context, n *balancer.Node) error {
 		p.mu.Unlock()
 	}()
 	select {
-	case <-time.After(took):
+	case <-time.After(max(took, 1)):
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -38,7 +38,7 @@ func (d *slowDialer) DialContext(ctx context.Context, network, addr string) (net
 		ctx = context.WithoutCancel(ctx)
 	}
 	select {
-	case <-time.After(d.takes[addr]):
+	case <-time.After(max(d.takes[addr], 1)):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
