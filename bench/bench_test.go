@@ -28,7 +28,7 @@ func TestEveryPeerDoesItsJob(t *testing.T) {
 				j, err := p.setup(&s)
 				require.NoError(t, err)
 				for _, m := range c.modes {
-					require.NoError(t, drive(j, m.callers(), 4*m.callers()), m.name)
+					require.NoError(t, drive(j, m.callers(), 4*m.callers(), func() {}), m.name)
 				}
 			})
 		}
@@ -40,7 +40,8 @@ func TestDriveMakesExactlyTheCallsAskedFor(t *testing.T) {
 		for _, n := range []int{1, 2, 63, 1000, 300_000} {
 			var calls atomic.Int64
 			count := each(func() error { calls.Add(1); return nil })
-			require.NoError(t, drive(count, goroutines, n))
+			begin := func() { require.EqualValues(t, warmCalls*goroutines, calls.Swap(0), "to warm up") }
+			require.NoError(t, drive(count, goroutines, n, begin))
 			require.EqualValues(t, n, calls.Load(), "%d goroutines", goroutines)
 		}
 	}
@@ -48,7 +49,7 @@ func TestDriveMakesExactlyTheCallsAskedFor(t *testing.T) {
 
 func TestDriveReportsAFailedCall(t *testing.T) {
 	for _, goroutines := range []int{1, 4} {
-		require.ErrorIs(t, drive(each(fail), goroutines, 100), errCall)
+		require.ErrorIs(t, drive(each(fail), goroutines, 100, func() {}), errCall)
 	}
 }
 
@@ -229,8 +230,7 @@ func benchmark(b *testing.B, contests []contest) {
 				for _, m := range c.modes {
 					b.Run("mode="+m.name, func(b *testing.B) {
 						b.ReportAllocs()
-						b.ResetTimer()
-						require.NoError(b, drive(j, m.callers(), b.N))
+						require.NoError(b, drive(j, m.callers(), b.N, b.ResetTimer))
 					})
 				}
 			})

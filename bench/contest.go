@@ -69,7 +69,7 @@ func (s *stage) close() {
 type loop struct {
 	goroutine int // numbered from 0
 	left      int
-	more      func() int // may be nil
+	more      func() int
 }
 
 // next reports whether there is another call to make.
@@ -82,34 +82,55 @@ func (l *loop) next() bool {
 }
 
 func (l *loop) refill() bool {
-	if l.more != nil {
-		l.left = l.more()
-	}
-	if l.left == 0 {
+	if l.left = l.more(); l.left == 0 {
 		return false
 	}
 	l.left--
 	return true
 }
 
-// drive has a job done n times in all.
-func drive(j job, goroutines, n int) error {
-	if goroutines == 1 {
-		return j(&loop{left: n})
-	}
+// warmCalls is how many calls each goroutine makes before those that are counted: they
+// grow its stack, and fill the pools that a collection before the sample has emptied.
+const warmCalls = 8
+
+// drive has a job done n times in all, and calls begin when all goroutines have warmed
+// up.
+func drive(j job, goroutines, n int, begin func()) error {
 	// As large as possible, so that the counter is not what is measured, but so
 	// small that all goroutines end at the same time.
 	grain := int64(min(max(n/(goroutines*64), 1), 1024))
-	var left atomic.Int64
+	if goroutines == 1 {
+		grain = int64(n)
+	}
+	var left, cold atomic.Int64
 	left.Store(int64(n))
-	more := func() int {
-		after := left.Add(-grain)
-		return int(max(0, min(grain, after+grain)))
+	cold.Store(int64(goroutines))
+	warm := make(chan struct{})
+	arrive := func() {
+		if cold.Add(-1) == 0 {
+			begin()
+			close(warm)
+		}
 	}
 	errs := make([]error, goroutines)
 	var all sync.WaitGroup
 	for i := range goroutines {
-		all.Go(func() { errs[i] = j(&loop{goroutine: i, more: more}) })
+		all.Go(func() {
+			arrived := false
+			more := func() int {
+				if !arrived {
+					arrived = true
+					arrive()
+					<-warm
+				}
+				after := left.Add(-grain)
+				return int(max(0, min(grain, after+grain)))
+			}
+			errs[i] = j(&loop{goroutine: i, left: warmCalls, more: more})
+			if !arrived { // it has failed: the others need not wait
+				arrive()
+			}
+		})
 	}
 	all.Wait()
 	return errors.Join(errs...)

@@ -110,8 +110,7 @@ func sample(j job, callers int) (testing.BenchmarkResult, error) {
 	var err error
 	result := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
-		b.ResetTimer()
-		if err = drive(j, callers, b.N); err != nil {
+		if err = drive(j, callers, b.N, b.ResetTimer); err != nil {
 			b.FailNow()
 		}
 	})
