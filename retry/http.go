@@ -144,7 +144,9 @@ func (c *exchange) run() (*http.Response, error) {
 		c.drop()
 		c.ended(a.o)
 		if a.o.Retry == outcome.Never {
-			c.tell(c.ctx, a.o, a.value != nil && outcome.RetryForbidden(a.value.Header))
+			if a.o.Class != outcome.Success {
+				c.tell(c.ctx, a.o, a.value != nil && outcome.RetryForbidden(a.value.Header))
+			}
 			return a.value, a.err
 		}
 		last = a

@@ -24,11 +24,25 @@ func (a *Attempt) RequestWith(
 	r, req *http.Request, body io.ReadCloser, getBody func() (io.ReadCloser, error),
 ) *http.Request {
 	*r = *req.WithContext(a.Context())
-	if r.Body, r.GetBody = body, getBody; Small(r) {
-		return r
+	r.Body, r.GetBody = body, getBody
+	a.watchBodies(r)
+	return r
+}
+
+// Copy is Request for those who embed no request.
+func (a *Attempt) Copy(req *http.Request) *http.Request {
+	r := req.WithContext(a.Context())
+	a.watchBodies(r)
+	return r
+}
+
+func (a *Attempt) watchBodies(r *http.Request) {
+	if r.Body == nil || Small(r) {
+		return
 	}
+	body, getBody := r.Body, r.GetBody
 	r.Body = a.Body(body)
-	if getBody != nil && body != nil && body != http.NoBody {
+	if getBody != nil && body != http.NoBody {
 		// net/http sends a request again by itself when a kept connection
 		// turns out to be dead: that upload makes progress too.
 		r.GetBody = func() (io.ReadCloser, error) {
@@ -39,7 +53,6 @@ func (a *Attempt) RequestWith(
 			return a.Body(rc), nil
 		}
 	}
-	return r
 }
 
 // smallBody is what fits into a connection's buffers, so that there is no progress
