@@ -423,7 +423,7 @@ func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error
 	if _, traced := rt.(lastCall); l.template != nil && !traced {
 		x.Direct()
 	}
-	return x.Request(new(http.Request), req), nil
+	return x.Copy(req), nil
 }
 
 // ride takes note that m carries the request, and alone. If it returns false, the

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/idna"
@@ -59,8 +60,9 @@ type wire struct {
 	// settings of an HTTP/2 server: the second, after its own. Only then it knows
 	// how many streams there may be (RFC 9113 §6.5.3).
 	awaited int64
-	settled chan struct{} // closed then
-	lost    chan struct{} // closed with the connection
+	settled chan struct{}              // closed then
+	lost    chan struct{}              // closed with the connection
+	member  atomic.Pointer[clientConn] // of HTTP/2, once it is one; there is no hook to tell it
 }
 
 func (w *wire) wrote(ended int64) {
@@ -69,7 +71,13 @@ func (w *wire) wrote(ended int64) {
 	}
 }
 
-func (w *wire) end() { close(w.lost) }
+// end is called when the connection has been closed.
+func (w *wire) end() {
+	close(w.lost)
+	if m := w.member.Load(); m != nil {
+		m.gone()
+	}
+}
 
 // speaks takes note of the protocol, before net/http writes the first byte of it.
 func (w *wire) speaks(http2 bool) {
@@ -219,6 +227,14 @@ func (p *pool) dialed(m *clientConn, err error, ahead bool) {
 	case err != nil:
 	case ended:
 		_ = m.cc.Close()
+	case m.wire.http2:
+		m.wire.member.Store(m)
+		select {
+		case <-m.wire.lost:
+			m.lost()
+		default:
+			p.offer(m, true)
+		}
 	default:
 		p.conn.node.watch.Add(&m.seat)
 		m.cc.SetStateHook(m.changed)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
@@ -16,8 +17,10 @@ import (
 
 // pool is a node's connections for one scheme and host.
 //
-// A member waits in free while it has room for a call; whoever takes it out puts
-// it back if there is room for more, and net/http says when there is room again.
+// A member is in free while it has room for a call: one of HTTP/1.1 until it is picked,
+// one of HTTP/2 until it is found to be full. Net/http's state hook says when there is
+// room again. For HTTP/2 it is costly, as it looks at the connection's state thrice a
+// call or more, and so it is set only where somebody has to know: see listen.
 // Nothing of net/http's is called with mu held: it answers with the state hook, on
 // the same goroutine (golang/go#80680), and with locks of its own.
 type pool struct {
@@ -45,7 +48,7 @@ type pool struct {
 	free    []*clientConn // of which the first is the next one
 	waiting []*waiter
 	dialing int
-	inHand  int         // calls that have taken an HTTP/2 connection and are about to give it back
+	inHand  int         // HTTP/2 connections that calls have waited for and are about to give back
 	sweeper *time.Timer // closes what is idle; nil if nothing is
 
 	filling, asleep bool
@@ -62,7 +65,8 @@ type clientConn struct {
 	age   *time.Timer // at which it is retired; may be nil
 
 	used    atomic.Bool  // has answered a call
-	streams atomic.Int32 // how many there may be at once, when they were last counted
+	streams atomic.Int32 // how many there may be at once, when it was last looked at
+	hooked  atomic.Bool  // the state hook of HTTP/2 is set
 	picks   atomic.Int32 // calls that it has been picked for and that have no answer yet
 	retired atomic.Bool  // it gets no more, and is closed when it is idle
 
@@ -103,9 +107,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 			return nil, p.ended
 		}
 		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing >= p.lanes) {
-			m := p.free[0]
-			p.remove(0)
-			p.pick(m)
+			m := p.next()
 			p.mu.Unlock()
 			if m.reserve() {
 				return m, nil
@@ -133,10 +135,28 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 		if w.err != nil {
 			return nil, w.err
 		}
-		if w.m.reserve() {
+		reserved := w.m.reserve()
+		if w.m.wire.http2 {
+			w.m.handBack(reserved)
+		}
+		if reserved {
 			return w.m, nil
 		}
 	}
+}
+
+// next picks the member whose turn it is. p.mu is held, and free is not empty.
+func (p *pool) next() *clientConn {
+	m := p.free[0]
+	switch {
+	case !m.wire.http2:
+		p.remove(0)
+	case len(p.free) > 1 && len(p.members) <= p.lanes:
+		copy(p.free, p.free[1:])
+		p.free[len(p.free)-1] = m
+	}
+	p.pick(m)
+	return m
 }
 
 // leave gives back what w may have got, and returns why it goes.
@@ -148,7 +168,8 @@ func (p *pool) leave(w *waiter, req *http.Request) error {
 	m := w.m
 	p.mu.Unlock()
 	if m != nil {
-		m.unused(true)
+		m.unused()
+		m.handBack(true)
 	}
 	return cmp.Or(canceled(req), errTimeUp)
 }
@@ -166,9 +187,6 @@ func (p *pool) remove(i int) {
 func (p *pool) pick(m *clientConn) {
 	m.picks.Add(1)
 	m.calls++
-	if m.wire.http2 {
-		p.inHand++
-	}
 	if m.calls == m.quota {
 		p.spend(m)
 	}
@@ -178,6 +196,9 @@ func (p *pool) pick(m *clientConn) {
 // it that m is closed when it is idle.
 func (p *pool) spend(m *clientConn) {
 	m.retired.Store(true)
+	if m.age != nil {
+		m.age.Stop()
+	}
 	delete(p.members, m)
 	if m.queued {
 		p.remove(slices.Index(p.free, m))
@@ -203,6 +224,9 @@ func (p *pool) place(m *clientConn, first bool) {
 		p.waiting = slices.Delete(p.waiting, 0, 1)
 		w.m = m
 		p.pick(m)
+		if m.wire.http2 {
+			p.inHand++
+		}
 		p.mu.Unlock()
 		close(w.ready)
 		return
@@ -231,20 +255,39 @@ func (m *clientConn) reserve() bool {
 		if !m.wire.http2 {
 			return m.begin()
 		}
-		room := m.cc.Available()
-		if room > 0 {
-			m.streams.Store(int32(min(room+m.cc.InFlight(), math.MaxInt32)))
+		if m.streams.Load() == 0 || rand.Uint32()%64 == 0 { // servers seldom change it
+			if room := m.cc.Available(); room > 0 {
+				m.streams.Store(int32(min(room+m.cc.InFlight(), math.MaxInt32)))
+			}
 		}
-		m.handBack(room > 0)
 		return true
 	}
 	calls := m.cc.InFlight()
 	room := m.cc.Available() > 0 // a place has become free just now
-	if !room && (calls == 0 || calls < int(m.streams.Load())) {
+	switch {
+	case !room && (calls == 0 || calls < int(m.streams.Load())):
 		m.retire() // lost, or the server has said GOAWAY, which no hook tells
+	case m.wire.http2:
+		m.pool.mu.Lock()
+		if m.queued {
+			m.pool.remove(slices.Index(m.pool.free, m))
+		}
+		m.pool.mu.Unlock()
+		if m.listen(); m.cc.Available() > 0 {
+			m.changed(m.cc)
+		}
+	case room:
+		m.pool.offer(m, false)
 	}
-	m.unused(room)
+	m.unused()
 	return false
+}
+
+// listen has the hook of HTTP/2 say when there is room on m again, which is full, or
+// when m, which is retired, is idle. Whoever calls it looks whether that is so already.
+func (m *clientConn) listen() {
+	m.hooked.Store(true)
+	m.cc.SetStateHook(m.changed)
 }
 
 // begin makes m the call's that it is reserved for, unless the one before has been cut:
@@ -273,17 +316,15 @@ func (m *clientConn) recall() {
 	}
 }
 
-// unused gives m back, where there may be room, without the call that it was
-// picked for.
-func (m *clientConn) unused(room bool) {
+// unused takes note that m has not got the call that it was picked for.
+func (m *clientConn) unused() {
 	m.pool.mu.Lock()
 	m.calls--
 	m.pool.mu.Unlock()
-	m.handBack(room)
 	m.release()
 }
 
-// handBack is called when m has been picked and reserved.
+// handBack gives m, which a call has waited for, to others, if there may be room.
 func (m *clientConn) handBack(room bool) {
 	p := m.pool
 	p.mu.Lock()
@@ -305,7 +346,19 @@ func (m *clientConn) changed(cc *http.ClientConn) {
 		m.lost()
 	case m.retired.Load():
 		m.closeIdle()
-	case cc.Available() > 0:
+	case cc.Available() == 0:
+	case m.wire.http2:
+		// While it runs, net/http remembers nothing of what becomes of m.
+		for again := true; again; again = m.hooked.Load() && cc.Available() > 0 {
+			m.hooked.Store(false)
+			cc.SetStateHook(nil)
+			if m.retired.Load() { // perhaps just before that, by one who relies on the hook
+				m.closeIdle()
+				return
+			}
+			m.pool.offer(m, false)
+		}
+	default:
 		m.pool.offer(m, false)
 	}
 }
@@ -348,8 +401,20 @@ func (m *clientConn) retire() {
 
 // closeIdle closes m, which has been retired, unless calls are under way.
 func (m *clientConn) closeIdle() {
-	if m.picks.Load() == 0 && m.cc.InFlight() == 0 {
+	idle := func() bool { return m.picks.Load() == 0 && m.cc.InFlight() == 0 }
+	if m.wire.http2 && !idle() {
+		m.listen()
+	}
+	if idle() {
 		m.lost()
+	}
+}
+
+// gone is called when an HTTP/2 connection has been closed, by whoever it is, with locks
+// of his.
+func (m *clientConn) gone() {
+	if !m.retired.Load() {
+		m.pool.conn.layer.b.dials.start(m.lost)
 	}
 }
 
@@ -367,9 +432,6 @@ func (m *clientConn) lost() {
 		p.spend(m)
 	}
 	p.mu.Unlock()
-	if m.age != nil {
-		m.age.Stop()
-	}
 	p.conn.node.watch.Remove(&m.seat)
 	_ = m.cc.Close()
 	p.fill()
