@@ -52,12 +52,13 @@ func doWithin[T any](ctx context.Context, r *Retrier, f *call.Frame, t task[T]) 
 		start = clock.Now()
 	}
 	carried := f != nil
-	c := function[T]{r: r, ctx: ctx, task: t, of: subject{service: r.cfg.Name}, frame: f, carried: carried}
+	var c function[T] // set field by field: a copy of the whole has to wait for its parts
+	c.r, c.ctx, c.task, c.frame, c.carried = r, ctx, t, f, carried
 	service := "" // of budgets
 	if carried {
-		c.of = subject{f.Service(), f.Route()}
+		c.of.service, c.of.route = f.Service(), f.Route()
 		service = c.of.service
-	} else if call.Logged(ctx) {
+	} else if c.of.service = r.cfg.Name; call.Logged(ctx) {
 		// A log only. fn does not see the frame: with and without a log the same
 		// layers have to find the same frames.
 		c.frame = call.New(ctx, nil, call.Info{Service: r.cfg.Name, Start: start})
@@ -155,7 +156,7 @@ func (c *function[T]) back(last *result[T], why Reason, reason error) (T, error)
 // make makes one attempt, and its hedges if it comes to that.
 func (c *function[T]) make(a *result[T]) {
 	if c.hedger == nil {
-		c.now = clock.Now()
+		c.now = call.Now(c.frame)
 		c.try(a)
 		return
 	}
