@@ -52,10 +52,7 @@ func run(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	testing.Init() // testing.Benchmark takes its time from a flag of the testing package
-	if err := flag.Set("test.benchtime", duration.String()); err != nil {
-		return err
-	}
+	testing.Init()
 	logx.Disable() // go-zero logs statistics of its own accord
 	held := make([]byte, heldBytes)
 	defer runtime.KeepAlive(held)
@@ -66,7 +63,7 @@ func run(args []string, out io.Writer) error {
 	}
 	res := report{Machine: machine(), Modules: versions(all), Samples: *samples, SampleTime: duration.String()}
 	show.head(&res)
-	m := newMeasurer(*samples)
+	m := newMeasurer(*samples, *duration)
 	for _, c := range all {
 		tables, err := m.measure(c)
 		if err != nil {

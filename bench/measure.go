@@ -1,10 +1,13 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
 )
 
 // table is what came of one case in one mode.
@@ -36,13 +39,31 @@ func (t table) row(peer string) *row {
 
 // measurer takes samples.
 type measurer struct {
-	samples int
-	order   *rand.Rand
+	samples  int
+	duration time.Duration // of each
+	order    *rand.Rand
 }
 
-func newMeasurer(samples int) *measurer {
+func newMeasurer(samples int, duration time.Duration) *measurer {
 	// The seed is fixed, so that two runs differ in nothing that can be helped.
-	return &measurer{samples: samples, order: rand.New(rand.NewPCG(1, 2))}
+	return &measurer{samples: samples, duration: duration, order: rand.New(rand.NewPCG(1, 2))}
+}
+
+// A crowd has to settle: in a sample in which each of its callers makes a dozen calls
+// only, half of what is measured is how they begin and end. So its samples take longer,
+// and there are fewer.
+const (
+	crowdTime    = 7  // times as long
+	crowdShare   = 3  // of so many samples one
+	crowdSamples = 10 // at least, if there are so many
+)
+
+// plan returns how many samples are taken in a mode, and how long each is.
+func (m *measurer) plan(callers int) (samples int, duration time.Duration) {
+	if callers <= runtime.GOMAXPROCS(0) {
+		return m.samples, m.duration
+	}
+	return max(m.samples/crowdShare, min(m.samples, crowdSamples)), crowdTime * m.duration
 }
 
 // measure measures a case in each of its modes.
@@ -70,9 +91,14 @@ func (m *measurer) measure(c contest) ([]table, error) {
 // rounds takes one sample of each peer per round, in an order that changes from
 // round to round: nobody always comes after the same one.
 func (m *measurer) rounds(peers []peer, jobs []job, callers int) ([]row, error) {
+	samples, duration := m.plan(callers)
+	// testing.Benchmark takes its time from a flag of the testing package.
+	if err := flag.Set("test.benchtime", duration.String()); err != nil {
+		return nil, err
+	}
 	rows := make([]row, len(peers))
 	bytes, allocs := make([][]int64, len(peers)), make([][]int64, len(peers))
-	for range m.samples {
+	for range samples {
 		for _, i := range m.order.Perm(len(peers)) {
 			s, err := sample(jobs[i], callers)
 			if err != nil {
