@@ -71,10 +71,10 @@ func (m *measurer) measure(c contest) ([]table, error) {
 	var set stage
 	defer set.close()
 	jobs := make([]job, len(c.peers))
-	for i, p := range c.peers {
+	for _, i := range m.order.Perm(len(c.peers)) { // it makes a difference of a hundredth who is first
 		var err error
-		if jobs[i], err = p.setup(&set); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", c.name, p.name, err)
+		if jobs[i], err = c.peers[i].setup(&set); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", c.name, c.peers[i].name, err)
 		}
 	}
 	var tables []table
