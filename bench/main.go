@@ -11,17 +11,11 @@ import (
 	"io"
 	"os"
 	"regexp"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/zeromicro/go-zero/core/logx"
 )
-
-// heldBytes is how much the program holds on to. With next to nothing on the heap the
-// collector runs a hundred times a second, and takes more time than what is measured: it
-// does not in a service.
-const heldBytes = 64 << 20
 
 func main() {
 	if err := run(os.Args[1:], os.Stdout); err != nil {
@@ -54,8 +48,6 @@ func run(args []string, out io.Writer) error {
 	}
 	testing.Init()
 	logx.Disable() // go-zero logs statistics of its own accord
-	held := make([]byte, heldBytes)
-	defer runtime.KeepAlive(held)
 
 	all := matching(everything(), wanted)
 	if len(all) == 0 {
