@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/backstay/backstay/call"
+	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/retry"
 )
 
@@ -48,18 +49,18 @@ func (x *invocation) end(err error) error {
 
 // make makes a call that has begun, to its end.
 func (x *invocation) make() (err error) {
+	var permit limit.Lease
 	status, over := 0, false
 	defer func() {
 		ended := err
 		if !over {
 			ended = errAborted
 		}
+		permit.Done()
 		x.finish(status, ended)
 	}()
 	if x.conn != nil {
-		permit, _, refused := x.call.Admit(x.ctx)
-		defer permit.Done()
-		err = refused
+		permit, _, err = x.call.Admit(x.ctx)
 	}
 	if err == nil {
 		x.last, err = x.repeat()

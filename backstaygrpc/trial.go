@@ -176,20 +176,13 @@ func (t *trial) cause(ctx context.Context, err error) error {
 // gets it. Again is whether nothing was sent and the call waits for a connection, as it
 // says of itself (waits) or as is found out on the way to grpc.
 func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
-	t.over = true
 	end := attemptEnd{ctx: t.of.ctx, cause: t.cause(t.ctx, err), sent: a.peer.Addr != nil, trailer: a.trailer}
 	if t.cancel != nil {
 		t.cancel()
 	}
+	o, err := t.judge(err, &end) // if the classifier panics, abort ends the attempt
+	t.over = true
 	var now time.Time // the present, for whoever asks
-	judged := false
-	defer func() {
-		if !judged { // the classifier panics
-			t.Fail(now, outcome.Outcome{Class: outcome.Failure, Err: errAborted})
-		}
-	}()
-	o, err := t.judge(err, &end)
-	judged = true
 	reportFrom(t.Lease(), now, a.trailer)
 	if err != nil {
 		t.Fail(now, o)
