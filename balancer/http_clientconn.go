@@ -74,7 +74,7 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		}
 		used, mark := m.used.Load(), m.wire.writes.mark()
 		if trace != nil && trace.GotConn != nil {
-			trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
+			m.show(trace, used)
 		}
 		if x != nil && !x.ride(m) {
 			m.unsent()
@@ -104,6 +104,18 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		}
 		return nil, err
 	}
+}
+
+// show tells a trace that the call has got m, which is given back if the trace panics.
+func (m *clientConn) show(trace *httptrace.ClientTrace, used bool) {
+	told := false
+	defer func() {
+		if !told {
+			m.unsent()
+		}
+	}()
+	trace.GotConn(httptrace.GotConnInfo{Conn: m.wire.visible, Reused: used, WasIdle: used})
+	told = true
 }
 
 // pool returns the pool for u.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -392,6 +393,18 @@ func TestClientConnThatTheServerHasClosedIsNotUsed(t *testing.T) {
 			synctest.Wait()
 			require.NoError(t, c.try(c.request(t.Context(), http.MethodPost, "/", once("hello"))))
 		}
+	})
+}
+
+func TestTraceThatPanicsDoesNotKeepTheClientConn(t *testing.T) {
+	overProtocols(t, func(t *testing.T, p backstaytest.Protocol) {
+		c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: p}, balancer.Config{Conns: balancer.ConnConfig{Max: 1, ClientConns: balancer.On}}, nil)
+		require.NoError(t, c.try(c.request(t.Context(), http.MethodGet, "/", nil)))
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { panic("oops") }})
+		require.PanicsWithValue(t, "oops", func() { _ = c.try(c.request(ctx, http.MethodGet, "/", nil)) })
+		require.NoError(t, c.try(c.request(t.Context(), http.MethodGet, "/", nil)))
+		require.Equal(t, 1, c.fleet.Stats().OpenConnections)
+		require.Zero(t, c.InFlight())
 	})
 }
 
