@@ -46,8 +46,11 @@ func (p *patient) check(ctx context.Context, n *balancer.Node) error {
 		p.under--
 		p.mu.Unlock()
 	}()
+	if took == 0 {
+		return err
+	}
 	select {
-	case <-time.After(max(took, 1)):
+	case <-time.After(took):
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -37,9 +37,13 @@ func (d *slowDialer) DialContext(ctx context.Context, network, addr string) (net
 	if d.stray {
 		ctx = context.WithoutCancel(ctx)
 	}
-	select {
-	case <-time.After(max(d.takes[addr], 1)):
-	case <-ctx.Done():
+	if d.takes[addr] > 0 {
+		select {
+		case <-time.After(d.takes[addr]):
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	nc, err := d.network.DialContext(ctx, network, addr)
