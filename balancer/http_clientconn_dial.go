@@ -171,7 +171,11 @@ func (p *pool) connect(ctx context.Context) (*clientConn, error) {
 		}
 	}
 	b := p.conn.layer.b
-	return &clientConn{pool: p, cc: cc, wire: w, since: b.since(time.Time{}), quota: int(jitter(int64(p.quota)))}, nil
+	m := &clientConn{pool: p, cc: cc, wire: w, since: b.since(time.Time{}), quota: int(jitter(int64(p.quota)))}
+	if w.http2 {
+		m.streams = cc.Available()
+	}
+	return m, nil
 }
 
 // settle waits until an HTTP/2 server has said how many streams it allows. Calls

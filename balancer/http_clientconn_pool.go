@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
@@ -50,6 +48,7 @@ type pool struct {
 	dialing int
 	inHand  int         // HTTP/2 connections that calls have waited for and are about to give back
 	sweeper *time.Timer // closes what is idle; nil if nothing is
+	looker  *time.Timer // looks at HTTP/2 connections that calls wait for; nil if none do
 
 	filling, asleep bool
 	failures        int // in a row: dials ahead, and connections lost that had never been used
@@ -64,8 +63,8 @@ type clientConn struct {
 	quota int         // calls that it takes; 0: no limit
 	age   *time.Timer // at which it is retired; may be nil
 
+	streams int          // of HTTP/2: how many there may be at once, as the server said at first
 	used    atomic.Bool  // has answered a call
-	streams atomic.Int32 // how many there may be at once, when it was last looked at
 	hooked  atomic.Bool  // the state hook of HTTP/2 is set
 	picks   atomic.Int32 // calls that it has been picked for and that have no answer yet
 	retired atomic.Bool  // it gets no more, and is closed when it is idle
@@ -122,6 +121,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 			p.waiting = append(p.waiting, w)
 		}
 		p.dialMore()
+		p.lookLater()
 		p.mu.Unlock()
 		select {
 		case <-w.ready:
@@ -137,7 +137,11 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 		}
 		reserved := w.m.reserve()
 		if w.m.wire.http2 {
-			w.m.handBack(reserved)
+			room := reserved && w.m.cc.Available() > 0
+			if reserved && !room {
+				w.m.full() // else the next one that waits would wake up to find that out
+			}
+			w.m.handBack(room)
 		}
 		if reserved {
 			return w.m, nil
@@ -252,35 +256,43 @@ func (p *pool) place(m *clientConn, first bool) {
 // reserve has net/http keep a place for a call that m was picked for, or lets m go.
 func (m *clientConn) reserve() bool {
 	if m.cc.Reserve() == nil {
-		if !m.wire.http2 {
-			return m.begin()
-		}
-		if m.streams.Load() == 0 || rand.Uint32()%64 == 0 { // servers seldom change it
-			if room := m.cc.Available(); room > 0 {
-				m.streams.Store(int32(min(room+m.cc.InFlight(), math.MaxInt32)))
-			}
-		}
-		return true
+		return m.wire.http2 || m.begin()
 	}
-	calls := m.cc.InFlight()
-	room := m.cc.Available() > 0 // a place has become free just now
 	switch {
-	case !room && (calls == 0 || calls < int(m.streams.Load())):
-		m.retire() // lost, or the server has said GOAWAY, which no hook tells
 	case m.wire.http2:
-		m.pool.mu.Lock()
-		if m.queued {
-			m.pool.remove(slices.Index(m.pool.free, m))
-		}
-		m.pool.mu.Unlock()
-		if m.listen(); m.cc.Available() > 0 {
-			m.changed(m.cc)
-		}
-	case room:
+		m.full()
+	case m.dead():
+		m.retire()
+	case m.cc.Available() > 0: // a place has become free just now
 		m.pool.offer(m, false)
 	}
 	m.unused()
 	return false
+}
+
+// full takes m of HTTP/2, which was found to have no room, out of where it can be picked
+// until it has.
+func (m *clientConn) full() {
+	m.pool.mu.Lock()
+	if m.queued {
+		m.pool.remove(slices.Index(m.pool.free, m))
+	}
+	m.pool.mu.Unlock()
+	m.listen()
+	m.changed(m.cc)
+}
+
+// dead reports whether m has no room though it carries fewer calls than it may: it is
+// lost, or the server has said GOAWAY, which no hook tells. As calls come and go between
+// two looks, one pair of them says little.
+func (m *clientConn) dead() bool {
+	for range 3 {
+		calls := m.cc.InFlight()
+		if calls > 0 && calls >= m.streams || m.cc.Available() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // listen has the hook of HTTP/2 say when there is room on m again, which is full, or
@@ -347,6 +359,9 @@ func (m *clientConn) changed(cc *http.ClientConn) {
 	case m.retired.Load():
 		m.closeIdle()
 	case cc.Available() == 0:
+		if m.wire.http2 && m.dead() {
+			m.retire()
+		}
 	case m.wire.http2:
 		// While it runs, net/http remembers nothing of what becomes of m.
 		for again := true; again; again = m.hooked.Load() && cc.Available() > 0 {
@@ -471,6 +486,36 @@ func (p *pool) sweep() {
 	}
 }
 
+// lookAgain is how often members of HTTP/2 are looked at while calls wait.
+const lookAgain = 50 * time.Millisecond
+
+// lookLater has the members of HTTP/2 looked at while calls wait for them: net/http
+// forgets what happens between the end of a hook and its next look at the connection,
+// and no hook tells of a GOAWAY. p.mu is held.
+func (p *pool) lookLater() {
+	if p.shared && p.looker == nil && len(p.waiting) > 0 && len(p.members) > 0 {
+		p.looker = time.AfterFunc(lookAgain, p.look)
+	}
+}
+
+func (p *pool) look() {
+	p.mu.Lock()
+	var busy []*clientConn
+	for m := range p.members {
+		if !m.queued {
+			busy = append(busy, m)
+		}
+	}
+	p.mu.Unlock()
+	for _, m := range busy {
+		m.changed(m.cc)
+	}
+	p.mu.Lock()
+	p.looker = nil
+	p.lookLater()
+	p.mu.Unlock()
+}
+
 // closeIdle closes the connections that are idle. None are made ahead of calls
 // until the next one.
 func (p *pool) closeIdle() {
@@ -503,6 +548,9 @@ func (p *pool) end(err error) {
 	}
 	if p.sweeper != nil {
 		p.sweeper.Stop()
+	}
+	if p.looker != nil {
+		p.looker.Stop()
 	}
 	p.mu.Unlock()
 	p.cancel()
