@@ -305,6 +305,23 @@ func TestRoomThatNetHTTPDoesNotTellOfIsFound(t *testing.T) {
 	})
 }
 
+func TestClientConnOfHTTP1ThatNetHTTPDoesNotTellOfIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newH2CNode(t, 0, ConnConfig{Max: 1}, gated(nil))
+		within(t, n.ask(t.Context(), "/"), "the first")
+		synctest.Wait()
+		p := n.pool()
+		p.mu.Lock()
+		p.remove(0) // as if its hook had not been run
+		p.mu.Unlock()
+		within(t, n.ask(t.Context(), "/"), "there is room")
+		synctest.Wait()
+		n.quiet()
+		require.Equal(t, 1, n.opened())
+		n.stop()
+	})
+}
+
 func TestCallDoesNotWaitForTheLastStreamOfAClientConnThatGetsNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gates := map[string]chan struct{}{"/1": make(chan struct{}), "/2": make(chan struct{})}

@@ -48,7 +48,7 @@ type pool struct {
 	dialing int
 	inHand  int         // HTTP/2 connections that calls have waited for and are about to give back
 	sweeper *time.Timer // closes what is idle; nil if nothing is
-	looker  *time.Timer // looks at HTTP/2 connections that calls wait for; nil if none do
+	looker  *time.Timer // looks at connections that calls wait for; nil if none do
 
 	filling, asleep bool
 	failures        int // in a row: dials ahead, and connections lost that had never been used
@@ -486,14 +486,14 @@ func (p *pool) sweep() {
 	}
 }
 
-// lookAgain is how often members of HTTP/2 are looked at while calls wait.
+// lookAgain is how often members are looked at while calls wait.
 const lookAgain = 50 * time.Millisecond
 
-// lookLater has the members of HTTP/2 looked at while calls wait for them: net/http
-// forgets what happens between the end of a hook and its next look at the connection,
-// and no hook tells of a GOAWAY. p.mu is held.
+// lookLater has the members looked at while calls wait for them: net/http forgets what
+// happens between the end of a hook and its next look at the connection, and no hook
+// tells of a GOAWAY. p.mu is held.
 func (p *pool) lookLater() {
-	if p.shared && p.looker == nil && len(p.waiting) > 0 && len(p.members) > 0 {
+	if p.looker == nil && len(p.waiting) > 0 && len(p.members) > 0 {
 		p.looker = time.AfterFunc(lookAgain, p.look)
 	}
 }

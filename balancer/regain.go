@@ -75,7 +75,7 @@ func (r *regain) admits(gate uint64, at int64) (most int, over bool) {
 	defer r.mu.Unlock()
 	switch {
 	case r.gate.Load() != gate:
-	case at-r.began > regainMost || at-r.refused > regainQuiet:
+	case r.over(at):
 		r.gate.Store(0)
 		return 0, true
 	case r.awaiting < int(r.allowed):
@@ -85,6 +85,22 @@ func (r *regain) admits(gate uint64, at int64) (most int, over bool) {
 		return int(r.allowed), false
 	}
 	return 0, false
+}
+
+// limit returns how many calls there may be; 0 if it is over, or the node is not
+// regaining anything.
+func (r *regain) limit(gate uint64, at int64) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if gate&gateState != gateAsk || r.gate.Load() != gate || r.over(at) {
+		return 0
+	}
+	return int(r.allowed)
+}
+
+// over reports whether the node has regained its calls. r.mu is held.
+func (r *regain) over(at int64) bool {
+	return at-r.began > regainMost || at-r.refused > regainQuiet
 }
 
 // answered takes back what admits has counted, and learns from it.

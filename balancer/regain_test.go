@@ -47,6 +47,7 @@ func TestNodeThatHasRecoveredGetsTwiceAsManyCallsWithEachRoundOfAnswers(t *testi
 		for _, want := range []int{3, 6, 12, 24} {
 			leases := r.admitted(100)
 			require.Len(t, leases, want)
+			require.Equal(t, want, r.Snapshot().Nodes[0].Regaining)
 			time.Sleep(10 * time.Millisecond)
 			for _, l := range leases {
 				l.Done(time.Time{}, success)
@@ -143,6 +144,7 @@ func TestNodeHasRegainedItsCallsWhenNobodyWasRefusedForTenSeconds(t *testing.T) 
 					}
 				}
 				time.Sleep(5 * time.Second)
+				require.Equal(t, refuse, r.Snapshot().Nodes[0].Regaining > 0)
 				leases := r.admitted(100)
 				if refuse {
 					require.Len(t, leases, 3)

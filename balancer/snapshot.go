@@ -102,6 +102,10 @@ type NodeSnapshot struct {
 	Unhealthy bool `json:"unhealthy,omitempty"`
 	// Warming says whether it is in its slow start.
 	Warming bool `json:"warming,omitempty"`
+	// Regaining is how many calls may await its answers at once, while it comes back
+	// from an open breaker: more with each good answer. Beyond that calls are refused
+	// where there is no other node. 0 is no limit.
+	Regaining int `json:"regaining,omitempty"`
 	// Breaker is its breaker's state and counts.
 	Breaker BreakerSnapshot `json:"breaker"`
 }
@@ -224,6 +228,7 @@ func (n *Node) describe(b *Balancer, e *NodeSnapshot, at time.Time, now int64) {
 	e.InFlight, e.Awaiting, e.Conns = n.InFlight(), n.Awaiting(), n.connections()
 	e.Unhealthy = n.unhealthy.Load()
 	e.Warming = n.unwell.Load()&warming != 0 && n.rampEnd.Load() > now
+	e.Regaining = n.regain.limit(n.gate.Load(), now)
 	br := n.breaker.Snapshot(at)
 	e.Breaker = BreakerSnapshot{
 		State: br.State.String(), Mode: br.Mode.String(), Until: br.Until,
