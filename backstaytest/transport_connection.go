@@ -73,7 +73,7 @@ func connectionsReused(t *trial) {
 		}
 		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL()+"/503", nil))
 		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL()+"/503", nil))
-		equal(t, "the number of connections for requests one after the other", s.Stats().Connections, most)
+		t.stillConnected("the number of connections for requests one after the other", s, most)
 	})
 }
 
@@ -111,6 +111,20 @@ func connectionShared(t *trial) {
 			_, err = io.Copy(io.Discard, resp.Body)
 			return errors.Join(err, resp.Body.Close())
 		})
-		equal(t, "the number of connections", s.Stats().Connections, most)
+		t.stillConnected("the number of connections", s, most)
 	})
+}
+
+// lateDials is how many connections of h2c may still be on their way when connected
+// returns: one that net/http dialed for a request that then went over another one.
+const lateDials = 2
+
+// stillConnected complains if there have been other connections than those of connected.
+func (t *trial) stillConnected(what string, s *Server, most int) {
+	t.Helper()
+	n := s.Stats().Connections
+	if s.protocol == H2C && n > most && n <= most+lateDials {
+		return
+	}
+	equal(t, what, n, most)
 }
