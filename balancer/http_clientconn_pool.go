@@ -502,7 +502,7 @@ func (p *pool) look() {
 	p.mu.Lock()
 	var busy []*clientConn
 	for m := range p.members {
-		if !m.queued {
+		if !m.queued && (m.hooked.Load() || p.most > 0 && !m.wire.http2) { // else it is about to be offered
 			busy = append(busy, m)
 		}
 	}
