@@ -211,6 +211,7 @@ func (p *pool) dialed(m *clientConn, err error, ahead bool) {
 	case err == nil:
 		p.known, p.shared = true, m.wire.http2
 		p.members[m] = struct{}{}
+		p.landed++
 		if age := p.conn.layer.b.cfg.Conns.MaxAge; age > 0 {
 			m.age = time.AfterFunc(time.Duration(jitter(int64(age))), m.expire)
 		}
@@ -245,7 +246,10 @@ func (p *pool) dialed(m *clientConn, err error, ahead bool) {
 		p.offer(m, true)
 	}
 	p.mu.Lock()
-	p.dialing--
+	p.dialing-- // not before: whom it is offered to needs no other one
+	if !ended && err == nil {
+		p.landed--
+	}
 	p.dialMore()
 	p.mu.Unlock()
 	if err == nil && !ahead {

@@ -143,6 +143,7 @@ func (n *h2cNode) quiet() {
 	defer n.mu.Unlock()
 	require.Zero(n.t, p.inHand)
 	require.Zero(n.t, p.dialing)
+	require.Zero(n.t, p.landed)
 	require.Empty(n.t, p.waiting)
 	require.Len(n.t, n.open, len(p.members), "who is no member any more is closed")
 	require.Len(n.t, p.free, len(p.members), "and the members have room")
@@ -341,6 +342,30 @@ func TestCallDoesNotWaitForTheLastStreamOfAClientConnThatGetsNoMore(t *testing.T
 		within(t, first, "it has ended")
 		require.NoError(t, <-down)
 		synctest.Wait()
+		n.quiet()
+		n.stop()
+	})
+}
+
+func TestClientConnOfHTTP2ThatHasJustBeenMadeIsCountedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newH2CNode(t, 5, ConnConfig{HTTP2Conns: 2}, gated(nil))
+		within(t, n.ask(t.Context(), "/"), "the first")
+		synctest.Wait()
+		p := n.pool()
+		p.mu.Lock()
+		p.dialing, p.landed = 1, 1 // as before its dial has ended
+		p.mu.Unlock()
+		second := n.ask(t.Context(), "/")
+		synctest.Wait()
+		require.Empty(t, second, "it wants one of its own")
+		p.mu.Lock()
+		p.dialing, p.landed = 0, 0
+		p.dialMore()
+		p.mu.Unlock()
+		within(t, second, "over another one")
+		synctest.Wait()
+		require.Equal(t, 2, n.opened())
 		n.quiet()
 		n.stop()
 	})

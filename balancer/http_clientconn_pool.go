@@ -46,6 +46,7 @@ type pool struct {
 	free    []*clientConn // of which the first is the next one
 	waiting []*waiter
 	dialing int
+	landed  int         // dials under way whose connection is a member already
 	inHand  int         // HTTP/2 connections that calls have waited for and are about to give back
 	sweeper *time.Timer // closes what is idle; nil if nothing is
 	looker  *time.Timer // looks at connections that calls wait for; nil if none do
@@ -105,7 +106,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 			p.mu.Unlock()
 			return nil, p.ended
 		}
-		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing >= p.lanes) {
+		if len(p.free) > 0 && (!p.shared || len(p.members)+p.dialing-p.landed >= p.lanes) {
 			m := p.next()
 			p.mu.Unlock()
 			if m.reserve() {
