@@ -35,8 +35,11 @@ const (
 
 func TestOneNodeOfFourFails(t *testing.T) {
 	// A stalled node's calls end with their attempt's timeout, and the default of
-	// 10 s is longer than the test.
-	quick := func(s *backstay.Service) { s.AttemptTimeout = 400 * time.Millisecond }
+	// 10 s is longer than the test; an answer's body that freezes half-way ends by
+	// its own timeout, or never.
+	quick := func(s *backstay.Service) {
+		s.AttemptTimeout, s.BodyIdleTimeout = 400*time.Millisecond, 400*time.Millisecond
+	}
 	for _, test := range []struct {
 		name   string
 		change func(*backstay.Service)
