@@ -254,14 +254,22 @@ func TestFullClientConnsOfHTTP2AreNotReplaced(t *testing.T) {
 	}
 }
 
+// newFullNode begins a node whose only connection carries as many calls as it may, which
+// end with their gates, and a third one that waits.
+func newFullNode(t *testing.T) (n *h2cNode, gates map[string]chan struct{}, first, second, third <-chan error) {
+	t.Helper()
+	gates = map[string]chan struct{}{"/1": make(chan struct{}), "/2": make(chan struct{})}
+	n = newH2CNode(t, 2, ConnConfig{Max: 1}, gated(gates))
+	first, second = n.ask(t.Context(), "/1"), n.ask(t.Context(), "/2")
+	synctest.Wait()
+	third = n.ask(t.Context(), "/")
+	synctest.Wait()
+	return n, gates, first, second, third
+}
+
 func TestFullClientConnOfHTTP2IsOfferedAgainWhenAStreamEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		gates := map[string]chan struct{}{"/1": make(chan struct{}), "/2": make(chan struct{})}
-		n := newH2CNode(t, 2, ConnConfig{Max: 1}, gated(gates))
-		first, second := n.ask(t.Context(), "/1"), n.ask(t.Context(), "/2")
-		synctest.Wait()
-		third := n.ask(t.Context(), "/")
-		synctest.Wait()
+		n, gates, first, second, third := newFullNode(t)
 		require.Empty(t, third, "there is no room")
 		close(gates["/2"])
 		within(t, second, "it has ended")
@@ -325,12 +333,7 @@ func TestClientConnOfHTTP1ThatNetHTTPDoesNotTellOfIsFound(t *testing.T) {
 
 func TestCallDoesNotWaitForTheLastStreamOfAClientConnThatGetsNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		gates := map[string]chan struct{}{"/1": make(chan struct{}), "/2": make(chan struct{})}
-		n := newH2CNode(t, 2, ConnConfig{Max: 1}, gated(gates))
-		first, second := n.ask(t.Context(), "/1"), n.ask(t.Context(), "/2")
-		synctest.Wait()
-		third := n.ask(t.Context(), "/")
-		synctest.Wait()
+		n, gates, first, second, third := newFullNode(t)
 		before, down := n.serve(), make(chan error)
 		go func() { down <- before.Shutdown(context.Background()) }() // says GOAWAY
 		time.Sleep(time.Second)

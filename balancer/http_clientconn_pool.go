@@ -188,6 +188,13 @@ func (p *pool) remove(i int) {
 	p.free = slices.Delete(p.free, i, i+1)
 }
 
+// withdraw takes m out of free, if it is there. p.mu is held.
+func (p *pool) withdraw(m *clientConn) {
+	if m.queued {
+		p.remove(slices.Index(p.free, m))
+	}
+}
+
 // pick gives m a call. p.mu is held.
 func (p *pool) pick(m *clientConn) {
 	m.picks.Add(1)
@@ -205,9 +212,7 @@ func (p *pool) spend(m *clientConn) {
 		m.age.Stop()
 	}
 	delete(p.members, m)
-	if m.queued {
-		p.remove(slices.Index(p.free, m))
-	}
+	p.withdraw(m)
 	p.dialMore() // it may have been one too many
 }
 
@@ -275,9 +280,7 @@ func (m *clientConn) reserve() bool {
 // until it has.
 func (m *clientConn) full() {
 	m.pool.mu.Lock()
-	if m.queued {
-		m.pool.remove(slices.Index(m.pool.free, m))
-	}
+	m.pool.withdraw(m)
 	m.pool.mu.Unlock()
 	m.listen()
 	m.changed(m.cc)
