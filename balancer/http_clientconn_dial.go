@@ -65,8 +65,9 @@ type wire struct {
 	member  atomic.Pointer[clientConn] // of HTTP/2, once it is one; there is no hook to tell it
 }
 
-func (w *wire) wrote(ended int64) {
-	if ended == w.awaited {
+// wrote takes note of writes that have ended, so many of them by now.
+func (w *wire) wrote(count, ended int64) {
+	if ended-count < w.awaited && w.awaited <= ended {
 		close(w.settled)
 	}
 }
@@ -96,6 +97,9 @@ func (p *pool) dialPlain(ctx context.Context, _, service string) (net.Conn, erro
 		kept := &nodeConn{Conn: nc, conn: p.conn, wire: w}
 		w.visible = kept
 		w.speaks(p.h2c)
+		if p.h2c && (p.t.HTTP2 == nil || p.t.HTTP2.WriteByteTimeout == 0) { // which an outbox would hide the waits from
+			kept.out = newOutbox(kept)
+		}
 		p.conn.mu.Lock()
 		defer p.conn.mu.Unlock()
 		if err := p.conn.keep(kept); err != nil {

@@ -23,7 +23,8 @@ func (m *clientConn) failed(req *http.Request, body *trackedBody, err error, use
 	}
 	unsent := false
 	op, ok := errors.AsType[*net.OpError](err)
-	silent := m.wire.writes.noneSince(since)
+	quiet := !m.wire.http2 || m.wire.writes.quiet() // else it may still be on its way: see outbox
+	silent := quiet && m.wire.writes.noneSince(since)
 	unwritten := silent && ok && op.Op == "write"
 	if m.wire.http2 {
 		unsent = unwritten || m.pool.owner.phrases.sayUnsent(err) || outcome.HTTP(req, nil, err).Retry == outcome.Always

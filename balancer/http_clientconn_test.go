@@ -84,6 +84,51 @@ func TestReplacingClientConnsLosesNoCall(t *testing.T) {
 	}
 }
 
+// Net/http flushes each request's head, and its body, by itself.
+func TestRequestsOfAMomentAreOneWriteOverH2C(t *testing.T) {
+	var slow slowWrites
+	c := newCaller(t, 1, backstaytest.FleetConfig{Protocol: backstaytest.H2C, Handler: echo}, balancer.Config{}, func(tr *http.Transport) {
+		tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+			return &slowConn{nc, &slow}, err
+		}
+	})
+	c.fetch("/")
+	slow.count.Store(0)
+	slow.by.Store(int64(50 * time.Millisecond))
+	const calls = 20
+	var all sync.WaitGroup
+	for range calls {
+		all.Go(func() {
+			resp, err := c.rt.RoundTrip(c.request(t.Context(), http.MethodPost, "/", strings.NewReader("hello")))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if text := read(t, resp); !strings.HasSuffix(text, "body=hello") {
+				t.Error(text)
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, 1, c.fleet.Stats().Connections)
+	require.Less(t, int(slow.count.Load()), calls, "not two for each")
+}
+
+// slowWrites is how long connections' writes take, and how many there have been.
+type slowWrites struct{ by, count atomic.Int64 }
+
+type slowConn struct {
+	net.Conn
+	of *slowWrites
+}
+
+func (c *slowConn) Write(p []byte) (int, error) {
+	c.of.count.Add(1)
+	time.Sleep(time.Duration(c.of.by.Load()))
+	return c.Conn.Write(p)
+}
+
 func TestClientConnsOfServersThatShutDownLoseNoCallThatMayBeRepeated(t *testing.T) {
 	overProtocols(t, func(t *testing.T, p backstaytest.Protocol) {
 		c := newCaller(t, 4, backstaytest.FleetConfig{Protocol: p, Handler: echo}, balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}, nil)

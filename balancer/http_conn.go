@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -150,6 +151,7 @@ type nodeConn struct {
 	conn *conn
 	gen  *generation // nil with Conns.ClientConns
 	wire *wire       // what is known of this connection alone; nil without
+	out  *outbox     // what is written goes this way; nil if it is sent at once
 	life life        // without Conns.ClientConns
 }
 
@@ -189,6 +191,9 @@ func (nc *nodeConn) Close() error {
 	switch {
 	case !first:
 	case nc.wire != nil:
+		if nc.out != nil {
+			nc.out.close()
+		}
 		nc.wire.end()
 	default:
 		nc.gen.fill()
@@ -196,21 +201,33 @@ func (nc *nodeConn) Close() error {
 	return nc.Conn.Close()
 }
 
+// Read ends with what has ended the connection, if that was a write.
+func (nc *nodeConn) Read(p []byte) (int, error) {
+	n, err := nc.Conn.Read(p)
+	if err != nil && nc.out != nil {
+		err = cmp.Or(nc.out.failure(), err)
+	}
+	return n, err
+}
+
 // Write takes note of what was written.
 func (nc *nodeConn) Write(p []byte) (int, error) {
+	if nc.out != nil {
+		return nc.out.Write(p)
+	}
 	w := nc.writes()
 	number := w.begin()
 	n, err := nc.Conn.Write(p)
 	ended := w.end(number, int64(n))
 	if nc.wire != nil {
-		nc.wire.wrote(ended)
+		nc.wire.wrote(1, ended)
 	}
 	return n, err
 }
 
 // ReadFrom keeps the way open for sendfile, which the transport looks for.
 func (nc *nodeConn) ReadFrom(r io.Reader) (int64, error) {
-	if rf, ok := nc.Conn.(io.ReaderFrom); ok {
+	if rf, ok := nc.Conn.(io.ReaderFrom); ok && nc.out == nil {
 		w := nc.writes()
 		number := w.begin()
 		n, err := rf.ReadFrom(r)

@@ -13,14 +13,17 @@ func (w *writes) begin() int64 { return w.begun.Add(1) }
 
 // end takes note of how many bytes the write has written, and returns how many
 // writes have ended.
-func (w *writes) end(number, n int64) int64 {
+func (w *writes) end(number, n int64) int64 { return w.ends(number, 1, n) }
+
+// ends is end for several writes that were made one: number is the last one's.
+func (w *writes) ends(number, count, n int64) int64 {
 	for n > 0 {
 		last := w.through.Load()
 		if number <= last || w.through.CompareAndSwap(last, number) {
 			break
 		}
 	}
-	return w.ended.Add(1)
+	return w.ended.Add(count)
 }
 
 // mark is for noneSince.
