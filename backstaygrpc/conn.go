@@ -29,6 +29,7 @@ type Conn struct {
 
 	methods atomic.Pointer[map[string]*method] // those that were called; nil before the first
 	nodes   sync.Map                           // *nodeConn by *balancer.Node
+	free    sync.Pool                          // of *invocation
 
 	mu      sync.Mutex // held to add to methods and nodes
 	closed  bool

@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/breaker"
@@ -90,7 +89,8 @@ func (r *retries) prepare(ctx context.Context, x *trials, cc *grpc.ClientConn, n
 }
 
 func (r *retries) unary(ctx context.Context, name string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	x := &invocation{messages: messages{request: req, reply: reply}}
+	x := newInvocation()
+	x.messages.request, x.messages.reply = req, reply
 	r.prepare(ctx, &x.trials, cc, name, opts)
 	x.invoke = func(ctx context.Context, request, reply any, opts ...grpc.CallOption) error {
 		return invoker(ctx, name, request, reply, cc, opts...)
@@ -263,9 +263,8 @@ type watched struct {
 	grpc.ClientStream
 	ctx     context.Context //nolint:containedctx // the caller's
 	passage passage
-	single  bool // there is one message to receive
-	trailer metadata.MD
-	peer    peer.Peer
+	single  bool        // there is one message to receive
+	trailer metadata.MD // not nil once there was a stream that has ended
 
 	mu     sync.Mutex
 	headed bool
@@ -273,7 +272,7 @@ type watched struct {
 }
 
 func (w *watched) options(opts []grpc.CallOption) []grpc.CallOption {
-	return append(slices.Clip(opts), grpc.Trailer(&w.trailer), grpc.Peer(&w.peer))
+	return append(slices.Clip(opts), grpc.Trailer(&w.trailer))
 }
 
 // Header returns the header.
@@ -327,7 +326,7 @@ func (w *watched) end(err error) {
 	case outcome.Refused(err):
 		o = outcome.Outcome{Class: outcome.Neutral, Err: err} // by another policy
 	default:
-		end := attemptEnd{ctx: w.ctx, sent: w.headed || w.peer.Addr != nil, trailer: w.trailer}
+		end := attemptEnd{ctx: w.ctx, sent: w.headed || w.trailer != nil, trailer: w.trailer}
 		if err == io.EOF { //nolint:errorlint // that itself
 			err = nil
 		}

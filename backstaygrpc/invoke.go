@@ -22,13 +22,24 @@ var errAborted = errors.New("backstaygrpc: the attempt ended in a panic")
 type invocation struct {
 	trials
 	messages messages
-	first    answer  // of the first attempt, where no other is beside it
 	last     *answer // of the attempt that the caller gets
+
+	attempt func(context.Context, *call.Frame) (*answer, error) // try
+}
+
+func newInvocation() *invocation {
+	x := new(invocation)
+	x.attempt = x.try
+	return x
 }
 
 // Invoke makes a unary call. It is what generated clients call.
 func (c *Conn) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
-	x := &invocation{messages: messages{request: args, reply: reply}}
+	x, ok := c.free.Get().(*invocation)
+	if !ok {
+		x = newInvocation()
+	}
+	x.messages.request, x.messages.reply = args, reply
 	x.terms, x.conn, x.name, x.ctx, x.method = &c.terms, c, name, ctx, c.method(name)
 	x.opts.take(opts, true)
 	err := c.up.Begin(ctx, &x.call, x.method.settings, call.Info{Method: protocol, Path: name})
@@ -36,7 +47,12 @@ func (c *Conn) Invoke(ctx context.Context, name string, args, reply any, opts ..
 		x.frame = x.call.Frame
 		err = x.make()
 	}
-	return x.end(err)
+	err = x.end(err)
+	if !x.messages.own { // else a hedge that has lost may still be at it
+		*x = invocation{attempt: x.attempt}
+		c.free.Put(x)
+	}
+	return err
 }
 
 // end returns the call's error as its caller gets it, and tells the call's options.
@@ -79,7 +95,7 @@ func (x *invocation) repeat() (*answer, error) {
 	if x.opts.attempts == 1 || !x.messages.prepare(repeatable && hedges(&settings.Retry)) {
 		return x.try(x.ctx, x.frame)
 	}
-	return retry.DoIn(x.ctx, settings.Retrier, x.frame, repeatable, x.try)
+	return retry.DoIn(x.ctx, settings.Retrier, x.frame, repeatable, x.attempt)
 }
 
 // try makes one attempt, and more while the call waits for ready connections.
@@ -92,11 +108,7 @@ func (x *invocation) try(ctx context.Context, frame *call.Frame) (*answer, error
 }
 
 func (x *invocation) once(ctx context.Context, frame *call.Frame, waits bool) (_ *answer, again bool, err error) {
-	a := &x.first
-	if x.messages.own || a.taken {
-		a = new(answer)
-	}
-	a.taken = true
+	a := new(answer)
 	var t trial
 	if err := x.begin(ctx, frame, &t, waits); err != nil {
 		return a, false, err

@@ -79,18 +79,10 @@ func (o *callOptions) take(opts []grpc.CallOption, waits bool) {
 	}
 }
 
-// wantsHeader reports whether one of the options asks for the header.
-func (o *callOptions) wantsHeader() bool {
-	return slices.ContainsFunc(o.up, func(opt grpc.CallOption) bool {
-		_, ok := opt.(grpc.HeaderCallOption)
-		return ok
-	})
-}
-
 // tell tells the options of the attempt that the caller gets, if one has reached a
 // node.
 func (o *callOptions) tell(a *answer) {
-	if a == nil || a.peer.Addr == nil {
+	if a == nil || !a.sent() {
 		return
 	}
 	for _, opt := range o.up {
@@ -100,7 +92,7 @@ func (o *callOptions) tell(a *answer) {
 		case grpc.TrailerCallOption:
 			*opt.TrailerAddr = a.trailer
 		case grpc.PeerCallOption:
-			*opt.PeerAddr = a.peer
+			*opt.PeerAddr = *a.peer
 		}
 	}
 }
@@ -114,24 +106,33 @@ func (o *callOptions) finish(err error) {
 	}
 }
 
-// answer is what an attempt came to, besides its error.
+// answer is what an attempt came to, besides its error. It is never used again:
+// interceptors of the user's may hold on to its options.
 type answer struct {
 	reply   any
-	header  metadata.MD
-	trailer metadata.MD
-	peer    peer.Peer
-	taken   bool
+	trailer metadata.MD // not nil if there was a stream
+	header  metadata.MD // and peer, if somebody wants to know
+	peer    *peer.Peer
 
-	room [4]grpc.CallOption // for the attempt's options
+	room [2]grpc.CallOption // for the attempt's options
 }
+
+// sent reports whether the attempt had a stream, so that the server may have seen it.
+func (a *answer) sent() bool { return a.trailer != nil }
 
 // options returns an attempt's options: a call's, and those that fill in the answer.
 func (a *answer) options(o *callOptions) []grpc.CallOption {
-	opts := append(a.room[:0], o.down...)
-	if len(o.up) > 0 && o.wantsHeader() {
-		opts = append(opts, grpc.Header(&a.header))
+	opts := append(append(a.room[:0], o.down...), grpc.Trailer(&a.trailer))
+	for _, opt := range o.up {
+		switch opt.(type) {
+		case grpc.HeaderCallOption:
+			opts = append(opts, grpc.Header(&a.header))
+		case grpc.PeerCallOption:
+			a.peer = new(peer.Peer)
+			opts = append(opts, grpc.Peer(a.peer))
+		}
 	}
-	return append(opts, grpc.Trailer(&a.trailer), grpc.Peer(&a.peer))
+	return opts
 }
 
 // repeatable returns whether the call may be repeated: by its options, by ctx, or by

@@ -246,7 +246,7 @@ func (f *flight) finished(err error) {
 
 // settle judges the end and gives the lease back. f.mu is held.
 func (f *flight) settle(err error) {
-	end := attemptEnd{ctx: f.x.ctx, cause: f.cause(f.ctx, err), sent: f.answer.peer.Addr != nil || f.headed, trailer: f.answer.trailer}
+	end := attemptEnd{ctx: f.x.ctx, cause: f.cause(f.ctx, err), sent: f.answer.sent() || f.headed, trailer: f.answer.trailer}
 	f.stop(nil)
 	if f.cancel != nil {
 		f.cancel()

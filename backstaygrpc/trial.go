@@ -176,7 +176,7 @@ func (t *trial) cause(ctx context.Context, err error) error {
 // gets it. Again is whether nothing was sent and the call waits for a connection, as it
 // says of itself (waits) or as is found out on the way to grpc.
 func (t *trial) end(err error, a *answer, waits bool) (again bool, _ error) {
-	end := attemptEnd{ctx: t.of.ctx, cause: t.cause(t.ctx, err), sent: a.peer.Addr != nil, trailer: a.trailer}
+	end := attemptEnd{ctx: t.of.ctx, cause: t.cause(t.ctx, err), sent: a.sent(), trailer: a.trailer}
 	if t.cancel != nil {
 		t.cancel()
 	}
