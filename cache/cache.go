@@ -100,7 +100,7 @@ const (
 // for reading.
 func (c *Cache[K, V]) look(s *shard[K, V], key K) (V, found) {
 	var zero V
-	e, _ := s.find(key)
+	e := s.entries[key]
 	switch {
 	case e == nil:
 		return zero, foundNothing
@@ -239,9 +239,9 @@ func (c *Cache[K, V]) All() iter.Seq2[K, V] {
 			s := &c.shards[i]
 			var live []record[K, V]
 			s.mu.RLock()
-			s.each(func(key K, e *entry[V]) {
+			s.each(func(e *entry[K, V]) {
 				if !e.missing && !c.clock.passed(e.deadline) {
-					live = append(live, record[K, V]{key: key, value: e.value})
+					live = append(live, record[K, V]{key: e.key, value: e.value})
 				}
 			})
 			s.mu.RUnlock()
