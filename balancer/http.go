@@ -100,8 +100,16 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	x := &exchange{layer: l, frame: frame, req: req}
 	b, direct := l.route(req)
+	var x *exchange
+	var w *rewritten
+	if l.template == nil && !direct {
+		w = new(rewritten)
+		x = &w.exchange
+	} else {
+		x = new(exchange)
+	}
+	x.layer, x.frame, x.req = l, frame, req
 	var c Call
 	c.Now, c.Avoid, c.LatencyNeutral = call.Now(frame), b.tried(frame), frame.LatencyNeutral()
 	if !direct { // else nobody can tell the nodes apart
@@ -121,7 +129,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	return x.send(c.Now, direct)
+	return x.send(c.Now, direct, w)
 }
 
 // tried lists the nodes that this call has been sent to before.
@@ -305,6 +313,13 @@ type exchange struct {
 	armed bool                       // it is abortable
 }
 
+// rewritten is an exchange that sends another request, which bears the node's address.
+type rewritten struct {
+	exchange
+	out http.Request
+	url url.URL
+}
+
 // untilCanceled returns a context that also ends when Request.Cancel is closed.
 func untilCanceled(ctx context.Context, req *http.Request) (context.Context, context.CancelFunc) {
 	bounded, cancel := context.WithCancelCause(ctx)
@@ -318,8 +333,9 @@ func untilCanceled(ctx context.Context, req *http.Request) (context.Context, con
 	return bounded, func() { cancel(nil) }
 }
 
-// send makes the attempt. Direct means through Next as it is.
-func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
+// send makes the attempt. Direct means through Next as it is; w is not nil if the
+// request must be rewritten.
+func (x *exchange) send(now time.Time, direct bool, w *rewritten) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
 	x.index = int32(x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)) //nolint:gosec // there are not so many
 	var resp *http.Response
@@ -359,7 +375,7 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 			rt = own
 		}
 	}
-	out, err := x.outgoing(rt, c)
+	out, err := x.outgoing(rt, c, w)
 	if err != nil {
 		layer.CloseBody(req)
 		err = x.fail(err)
@@ -408,17 +424,13 @@ func (x *exchange) send(now time.Time, direct bool) (*http.Response, error) {
 // outgoing returns the request as it is sent: req itself if its connection can be
 // closed to end it, or else a copy that bears the attempt's context, and the node's
 // address where the transport would not know it.
-func (x *exchange) outgoing(rt http.RoundTripper, c *conn) (*http.Request, error) {
+func (x *exchange) outgoing(rt http.RoundTripper, c *conn, w *rewritten) (*http.Request, error) {
 	l, req := x.layer, x.req
 	if own, pooled := rt.(*clientConns); pooled && own.alone(req) {
 		return req, nil
 	}
-	if l.template == nil && c != nil {
-		out := new(struct {
-			http.Request
-			url url.URL
-		})
-		return x.Request(&out.Request, req), c.readdress(&out.Request, &out.url)
+	if w != nil {
+		return x.Request(&w.out, req), c.readdress(&w.out, &w.url)
 	}
 	if _, traced := rt.(lastCall); l.template != nil && !traced {
 		x.Direct()
