@@ -82,7 +82,7 @@ func (c *scriptedConn) received() []string {
 // newOutboxTo returns a connection with an outbox, over c.
 func newOutboxTo(c *scriptedConn) *nodeConn {
 	c.closed = make(chan struct{})
-	nc := &nodeConn{Conn: c, conn: &conn{open: make(map[*nodeConn]struct{})}, wire: &wire{lost: make(chan struct{})}}
+	nc := &nodeConn{Conn: c, conn: &conn{node: new(Node), open: make(map[*nodeConn]struct{})}, wire: &wire{lost: make(chan struct{})}}
 	nc.out = newOutbox(nc)
 	nc.conn.open[nc] = struct{}{}
 	return nc
