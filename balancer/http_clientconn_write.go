@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"io"
 	"net"
 	"runtime"
 	"sync"
@@ -38,7 +39,8 @@ const (
 	// outboxLarge is what is not worth a wait, and outboxHuge not even a copy.
 	outboxLarge = 4 << 10
 	outboxHuge  = 32 << 10
-	// farewell is how long Close waits for what was written before it.
+	// farewell is how long Close waits for what was written before it, and how long there
+	// is to read what has come before sending failed.
 	farewell = 50 * time.Millisecond
 )
 
@@ -146,11 +148,15 @@ func (o *outbox) send(b batch) (n int, err error) {
 		o.sending = false
 		o.room.Broadcast()
 	}()
-	n, err = o.nc.Conn.Write(b.bytes)
+	if n, err = o.nc.Conn.Write(b.bytes); err == nil && n < len(b.bytes) {
+		err = io.ErrShortWrite // as net/http's own buffer has it
+	}
 	b.done(o.nc, n)
 	if err != nil {
 		o.end(err, err)
-		_ = o.nc.Conn.Close() // net/http hears of it by its Read, and closes the rest
+		// Net/http hears of it by its Read, and closes the rest. But first there may be
+		// answers to read, of a peer that is gone.
+		time.AfterFunc(farewell, func() { _ = o.nc.Conn.Close() })
 	}
 	return n, err
 }
@@ -192,8 +198,10 @@ func (o *outbox) failure() error {
 func (o *outbox) close() {
 	b := o.end(nil, &net.OpError{Op: "write", Net: "tcp", Addr: o.nc.RemoteAddr(), Err: net.ErrClosed})
 	if len(b.bytes) > 0 {
-		_ = o.nc.SetWriteDeadline(time.Now().Add(farewell))
-		n, _ := o.nc.Conn.Write(b.bytes)
+		n := 0
+		if o.nc.SetWriteDeadline(time.Now().Add(farewell)) == nil { // else it might take for ever
+			n, _ = o.nc.Conn.Write(b.bytes)
+		}
 		b.done(o.nc, n)
 	}
 	close(o.wake)

@@ -22,9 +22,11 @@ type scriptedConn struct {
 	mu       sync.Mutex
 	held     chan struct{} // what a Write waits for; nil: it does not
 	fails    error
-	comes    int // how much of a Write that fails comes through
+	short    bool // it does not even say so
+	comes    int  // how much of a Write that fails comes through
 	got      []string
 	deadline time.Time
+	timeless bool // it knows no deadlines
 	closed   chan struct{}
 }
 
@@ -45,7 +47,7 @@ func (c *scriptedConn) Write(p []byte) (int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fails != nil {
+	if c.fails != nil || c.short {
 		p = p[:c.comes]
 	}
 	c.got = append(c.got, string(p))
@@ -58,6 +60,9 @@ func (c *scriptedConn) RemoteAddr() net.Addr     { return &net.TCPAddr{} }
 func (c *scriptedConn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.timeless {
+		return os.ErrNoDeadline
+	}
 	c.deadline = t
 	return nil
 }
@@ -232,6 +237,18 @@ func TestOutboxThatCannotSend(t *testing.T) {
 	}
 }
 
+// That is against the rules of io.Writer; net/http looks after it, too.
+func TestOutboxLosesNothingInSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &scriptedConn{short: true, comes: 1}
+		nc := newOutboxTo(c)
+		put(t, nc, "ab")
+		_, err := nc.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.ErrShortWrite)
+		require.NoError(t, nc.Close())
+	})
+}
+
 func TestOutboxIsSentBeforeTheConnectionIsClosed(t *testing.T) {
 	for _, reads := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -255,6 +272,22 @@ func TestOutboxIsSentBeforeTheConnectionIsClosed(t *testing.T) {
 			require.True(t, nc.wire.writes.quiet())
 		})
 	}
+}
+
+// As of those that go through an ssh connection.
+func TestCloseOfAConnectionWithoutDeadlinesDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &scriptedConn{held: make(chan struct{}), timeless: true}
+		nc := newOutboxTo(c)
+		nc.out.sender, nc.out.woken = true, true // who has not had its turn
+		put(t, nc, "bye")
+		closed := make(chan error, 1)
+		go func() { closed <- nc.Close() }()
+		synctest.Wait()
+		require.Len(t, closed, 1)
+		close(c.held)
+		require.True(t, nc.wire.writes.quiet())
+	})
 }
 
 // Who is told that the connection is closed while his bytes are being sent must not
