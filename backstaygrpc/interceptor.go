@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/breaker"
@@ -263,8 +264,9 @@ type watched struct {
 	grpc.ClientStream
 	ctx     context.Context //nolint:containedctx // the caller's
 	passage passage
-	single  bool        // there is one message to receive
-	trailer metadata.MD // not nil once there was a stream that has ended
+	single  bool // there is one message to receive
+	trailer metadata.MD
+	peer    peer.Peer // of a stream; see answer.options
 
 	mu     sync.Mutex
 	headed bool
@@ -272,7 +274,7 @@ type watched struct {
 }
 
 func (w *watched) options(opts []grpc.CallOption) []grpc.CallOption {
-	return append(slices.Clip(opts), grpc.Trailer(&w.trailer))
+	return append(slices.Clip(opts), grpc.Trailer(&w.trailer), grpc.Peer(&w.peer))
 }
 
 // Header returns the header.
@@ -326,7 +328,7 @@ func (w *watched) end(err error) {
 	case outcome.Refused(err):
 		o = outcome.Outcome{Class: outcome.Neutral, Err: err} // by another policy
 	default:
-		end := attemptEnd{ctx: w.ctx, sent: w.headed || w.trailer != nil, trailer: w.trailer}
+		end := attemptEnd{ctx: w.ctx, sent: w.headed || w.peer.Addr != nil, trailer: w.trailer}
 		if err == io.EOF { //nolint:errorlint // that itself
 			err = nil
 		}

@@ -2,6 +2,7 @@ package backstaygrpc_test
 
 import (
 	"context"
+	"net"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -257,4 +258,35 @@ func TestObservedServiceRefusesNothing(t *testing.T) {
 		}
 		require.Positive(t, would.Load())
 	})
+}
+
+// inMemory is an invoker that is no grpc connection's: it tells of a peer, but of no
+// trailer where there is none.
+func inMemory(calls *int, code codes.Code) grpc.UnaryInvoker {
+	return func(_ context.Context, _ string, _, _ any, _ *grpc.ClientConn, opts ...grpc.CallOption) error {
+		*calls++
+		for _, opt := range opts {
+			if opt, ok := opt.(grpc.PeerCallOption); ok {
+				opt.PeerAddr.Addr = &net.UnixAddr{}
+			}
+		}
+		return status.Error(code, "half-way")
+	}
+}
+
+func TestInterceptorsOverWhatIsNoConnectionOfGrpc(t *testing.T) {
+	calls := 0
+	retries, err := backstaygrpc.Retry(nil)
+	require.NoError(t, err)
+	err = retries.Unary(t.Context(), "/a.B/Set", nil, new(text), nil, inMemory(&calls, codes.Unavailable))
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.Equal(t, 1, calls, "it may have been acted on")
+
+	g, err := breaker.NewGroup(&breaker.GroupConfig{Config: breaker.Config{MinCalls: 5}})
+	require.NoError(t, err)
+	breaks := backstaygrpc.Breaker(g)
+	for range 5 {
+		_ = breaks.Unary(t.Context(), "/a.B/Set", nil, new(text), nil, inMemory(&calls, codes.Internal))
+	}
+	require.Equal(t, breaker.Open, g.Get("/a.B/Set").State())
 }

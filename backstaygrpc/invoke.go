@@ -117,7 +117,7 @@ func (x *invocation) once(ctx context.Context, frame *call.Frame, waits bool) (_
 	t.unary(ctx, frame)
 	t.Send(t.start)
 	a.reply = x.messages.next(t.number)
-	opts := a.options(&x.opts)
+	opts := a.options(&x.trials)
 	if t.conn != nil {
 		err = t.conn.Invoke(t.ctx, x.name, x.messages.request, a.reply, opts...)
 	} else {

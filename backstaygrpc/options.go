@@ -118,19 +118,25 @@ type answer struct {
 }
 
 // sent reports whether the attempt had a stream, so that the server may have seen it.
-func (a *answer) sent() bool { return a.trailer != nil }
+func (a *answer) sent() bool { return a.trailer != nil || a.peer != nil && a.peer.Addr != nil }
 
 // options returns an attempt's options: a call's, and those that fill in the answer.
-func (a *answer) options(o *callOptions) []grpc.CallOption {
-	opts := append(append(a.room[:0], o.down...), grpc.Trailer(&a.trailer))
-	for _, opt := range o.up {
+// Grpc's own connections tell a trailer of each stream, if need be an empty one. What is
+// below an interceptor may be something else, in memory, that tells none, but a peer.
+func (a *answer) options(x *trials) []grpc.CallOption {
+	opts := append(append(a.room[:0], x.opts.down...), grpc.Trailer(&a.trailer))
+	wanted := x.conn == nil
+	for _, opt := range x.opts.up {
 		switch opt.(type) {
 		case grpc.HeaderCallOption:
 			opts = append(opts, grpc.Header(&a.header))
 		case grpc.PeerCallOption:
-			a.peer = new(peer.Peer)
-			opts = append(opts, grpc.Peer(a.peer))
+			wanted = true
 		}
+	}
+	if wanted {
+		a.peer = new(peer.Peer)
+		opts = append(opts, grpc.Peer(a.peer))
 	}
 	return opts
 }

@@ -94,7 +94,7 @@ func (f *flight) begin() error {
 		}
 	}()
 	var err error
-	opts := append(f.answer.options(&f.x.opts), grpc.OnFinish(func(err error) {
+	opts := append(f.answer.options(&f.x.trials), grpc.OnFinish(func(err error) {
 		if err != nil {
 			f.finished(err)
 		}

@@ -61,8 +61,9 @@ type ConnConfig struct {
 	// HTTP/1.1 connections are then used in turn, one past its MaxAge takes no call at
 	// all and is closed at once if it is idle, over HTTP/2 too each by itself, and the
 	// streams that a server allows are known before they are asked for. Over h2c the
-	// requests of a moment, and a request's head and its body, are sent by one write,
-	// unless the template sets HTTP2.WriteByteTimeout. Requests that
+	// requests of a moment, and a request's head and its body, are sent by one write:
+	// what a trace takes for written may not have been sent yet. That is not so if the
+	// template sets HTTP2.WriteByteTimeout. Requests that
 	// were not sent, or that net/http would repeat, are sent again on another connection
 	// of the node. Default: On for http, Off for https.
 	ClientConns Switch `json:"clientConns,omitempty"`

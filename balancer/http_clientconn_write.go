@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"io"
 	"net"
 	"runtime"
 	"sync"
@@ -42,8 +43,8 @@ const (
 	// few calls in flight to a node are no crowd that it would be worth waiting for:
 	// where the processors are busy with something else, that wait could be a long one.
 	few = 2
-	// farewell is how long Close waits for what was written before it.
-	farewell = 50 * time.Millisecond
+	// lastReads is how long there is to read what had come before sending failed.
+	lastReads = 50 * time.Millisecond
 )
 
 // outboxes are buffers for what is pending: those of a connection that is idle, or that
@@ -152,11 +153,15 @@ func (o *outbox) send(b batch) (n int, err error) {
 		o.sending = false
 		o.room.Broadcast()
 	}()
-	n, err = o.nc.Conn.Write(b.bytes)
+	if n, err = o.nc.Conn.Write(b.bytes); err == nil && n < len(b.bytes) {
+		err = io.ErrShortWrite // as net/http's own buffer has it
+	}
 	b.done(o.nc, n)
 	if err != nil {
 		o.end(err, err)
-		_ = o.nc.Conn.Close() // net/http hears of it by its Read, and closes the rest
+		// Net/http hears of it by its Read, and closes the rest. But first there may be
+		// answers to read, of a peer that is gone.
+		time.AfterFunc(lastReads, func() { _ = o.nc.Conn.Close() })
 	}
 	return n, err
 }
@@ -170,20 +175,15 @@ func (b *batch) done(nc *nodeConn, n int) {
 	}
 }
 
-// end has nothing more be put in. It returns what is pending, unless sending has failed
-// or goes on: then that is dropped.
-func (o *outbox) end(broken, ended error) batch {
+// end has nothing more be put in, and drops what is pending.
+func (o *outbox) end(broken, ended error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.ended == nil {
 		o.broken, o.ended = broken, ended
 	}
 	b := o.take()
-	if o.broken != nil || o.sending {
-		b.done(o.nc, 0)
-		return batch{}
-	}
-	return b
+	b.done(o.nc, 0)
 }
 
 // failure returns what sending has come to.
@@ -193,14 +193,9 @@ func (o *outbox) failure() error {
 	return o.broken
 }
 
-// close sends what was written, if that can be done at once, and ends the sender. It is
-// called once, before the connection is closed.
+// close ends the sender. What is pending then is of nobody who still waits for an
+// answer. It is called once.
 func (o *outbox) close() {
-	b := o.end(nil, &net.OpError{Op: "write", Net: "tcp", Addr: o.nc.RemoteAddr(), Err: net.ErrClosed})
-	if len(b.bytes) > 0 {
-		_ = o.nc.SetWriteDeadline(time.Now().Add(farewell))
-		n, _ := o.nc.Conn.Write(b.bytes)
-		b.done(o.nc, n)
-	}
+	o.end(nil, &net.OpError{Op: "write", Net: "tcp", Addr: o.nc.RemoteAddr(), Err: net.ErrClosed})
 	close(o.wake)
 }
