@@ -9,8 +9,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/backstay/backstay/backstaygrpc"
 	"github.com/backstay/backstay/balancer"
@@ -107,4 +110,45 @@ func TestTimeoutsAndCancellationsHaveTheirCodes(t *testing.T) {
 			require.Contains(t, status.Convert(err).Message(), "orders")
 		})
 	}
+}
+
+// What is known of an attempt that was not sent rests on it, and grpc does not promise
+// it: each stream has a trailer, if need be an empty one, and what was no stream none.
+func TestGRPCTellsATrailerOfEachStream(t *testing.T) {
+	hold := make(chan struct{})
+	s := startServer(t, handlers{unary: func(ctx context.Context, in string) (string, error) {
+		switch in {
+		case "fail":
+			return "", status.Error(codes.Unavailable, "no")
+		case "hold":
+			close(hold)
+			<-ctx.Done()
+		}
+		return in, nil
+	}})
+	conn := roundRobin(t, s)
+	invoke := func(ctx context.Context, in string) (metadata.MD, error) {
+		var trailer metadata.MD
+		err := conn.Invoke(ctx, get, wrapperspb.String(in), new(text), grpc.Trailer(&trailer))
+		return trailer, err
+	}
+	trailer, err := invoke(t.Context(), "well")
+	require.NoError(t, err)
+	require.NotNil(t, trailer)
+	trailer, err = invoke(t.Context(), "fail")
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.NotNil(t, trailer)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		<-hold
+		s.kill()
+	}()
+	trailer, err = invoke(ctx, "hold")
+	require.Error(t, err)
+	require.NotNil(t, trailer)
+	trailer, err = invoke(t.Context(), "nobody there")
+	require.Error(t, err)
+	require.Nil(t, trailer)
 }
