@@ -22,10 +22,7 @@ type outbox struct {
 
 	mu      sync.Mutex
 	room    sync.Cond // for those who wait until there is less in it
-	pending []byte
-	buffer  *[]byte       // that pending lies in
-	count   int64         // of the writes in pending
-	last    int64         // the number of the last of them
+	pending batch
 	sender  bool          // there is one
 	woken   bool          // and it has something to do
 	sending bool          // somebody is at it
@@ -63,14 +60,14 @@ func (o *outbox) Write(p []byte) (int, error) {
 	large := len(p) >= outboxLarge
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.ended == nil && (len(o.pending) >= outboxSize || large && o.sending) {
+	for o.ended == nil && (len(o.pending.bytes) >= outboxSize || large && o.sending) {
 		o.room.Wait()
 	}
 	if o.ended != nil {
 		return 0, o.ended
 	}
-	if large && (len(o.pending) == 0 || len(p) >= outboxHuge) {
-		if len(o.pending) > 0 {
+	if large && (len(o.pending.bytes) == 0 || len(p) >= outboxHuge) {
+		if len(o.pending.bytes) > 0 {
 			if _, err := o.send(o.take()); err != nil {
 				return 0, err
 			}
@@ -80,14 +77,8 @@ func (o *outbox) Write(p []byte) (int, error) {
 		}
 		return o.send(batch{bytes: p, count: 1, last: o.nc.wire.writes.begin()})
 	}
-	before := len(o.pending)
-	if o.buffer == nil {
-		o.buffer = outboxes.Get().(*[]byte) //nolint:errcheck,forcetypeassert // only those are in it
-		o.pending = *o.buffer
-	}
-	o.pending = append(o.pending, p...)
-	o.last = o.nc.wire.writes.begin()
-	o.count++
+	before := len(o.pending.bytes)
+	o.pending.add(p, o.nc.wire.writes.begin())
 	if large {
 		n, err := o.send(o.take())
 		return max(n-before, 0), err
@@ -121,7 +112,7 @@ func (o *outbox) flush() bool {
 	for o.sending {
 		o.room.Wait()
 	}
-	if len(o.pending) == 0 {
+	if len(o.pending.bytes) == 0 {
 		o.woken = false
 		return false
 	}
@@ -136,10 +127,21 @@ type batch struct {
 	count, last int64   // of the writes it comes of: how many, and the last one's number
 }
 
+// add adds the bytes of the write with that number.
+func (b *batch) add(p []byte, number int64) {
+	if b.buffer == nil {
+		b.buffer = outboxes.Get().(*[]byte) //nolint:errcheck,forcetypeassert // only those are in it
+		b.bytes = *b.buffer
+	}
+	b.bytes = append(b.bytes, p...)
+	b.count++
+	b.last = number
+}
+
 // take returns what is pending. o.mu is held.
 func (o *outbox) take() batch {
-	b := batch{o.pending, o.buffer, o.count, o.last}
-	o.pending, o.buffer, o.count = nil, nil, 0
+	b := o.pending
+	o.pending = batch{}
 	o.room.Broadcast()
 	return b
 }

@@ -22,9 +22,9 @@
 //     [ErrReentrant]. Loads of different callers that wait for each other in a
 //     circle do so until their callers' contexts end.
 //
-// The keys live in shards, each an S3-FIFO: a hit
-// takes a read lock at most, moves nothing and allocates nothing, and what is
-// asked for once does not drive out what is asked for often. An entry is expired
+// The keys live in shards, each an S3-FIFO: a hit takes a read lock at most, moves
+// nothing and allocates nothing, and what is asked for once does not drive out
+// what is asked for often. An entry is expired
 // from its deadline on, for every method alike, and its memory is free when its
 // place is taken. There are no goroutines but those of loads; [Cache.Close] waits
 // for them.
