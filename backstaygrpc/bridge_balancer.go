@@ -395,7 +395,8 @@ func (g *bridge) state(to *behind, nodes []*balancer.Node) grpcbalancer.State {
 			Picker:            failing{plain(&Error{Service: to.Service(), Err: err})},
 		}
 	}
-	lease, err := p.view.TryAcquire(balancer.Call{})
+	var lease balancer.Lease
+	err := p.view.TryAcquire(&balancer.Call{}, &lease)
 	lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Neutral})
 	if s := to.Snapshot(); err == nil || s.Total > 0 || errors.Is(err, balancer.ErrNoNodes) && !s.Known {
 		// Nobody has looked yet, or nodes or an error have come since we began: then

@@ -28,20 +28,20 @@ type picker struct {
 func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
 	var c balancer.Call
 	p.to.rules.aim(p.to.Balancer, &info, &c)
-	lease, err := p.view.TryAcquire(c)
-	if err != nil {
+	stream := awaitedOf(info.Ctx)
+	a := p.to.attempt(stream == nil)
+	if err := p.view.TryAcquire(&c, &a.lease); err != nil {
+		a.free()
 		if p.waiting && errors.Is(err, balancer.ErrNoNodes) {
 			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
 		}
 		return grpcbalancer.PickResult{}, refusal(p.to.Service(), err)
 	}
-	stream := awaitedOf(info.Ctx)
-	a := p.to.attempt(stream == nil)
-	a.ctx, a.reads, a.lease = info.Ctx, p.reads, lease
+	a.ctx, a.reads = info.Ctx, p.reads
 	if stream != nil {
 		stream.current.Store(a)
 	}
-	return grpcbalancer.PickResult{SubConn: p.conns[lease.Node()], Done: a.end}, nil
+	return grpcbalancer.PickResult{SubConn: p.conns[a.lease.Node()], Done: a.end}, nil
 }
 
 // attempt is a call on its way to a node.
@@ -68,6 +68,14 @@ func (to *behind) attempt(pooled bool) *attempt {
 	return a
 }
 
+// free has another call use the attempt, if nobody else has it.
+func (a *attempt) free() {
+	if a.pooled {
+		a.ctx = nil
+		a.to.free.Put(a)
+	}
+}
+
 // answered takes the first that came from the server.
 func (a *attempt) answered() {
 	a.mu.Lock()
@@ -86,8 +94,7 @@ func (a *attempt) done(info grpcbalancer.DoneInfo) {
 	}
 	if a.pooled {
 		a.finish(&info, o)
-		a.ctx = nil
-		a.to.free.Put(a)
+		a.free()
 		return
 	}
 	a.mu.Lock()

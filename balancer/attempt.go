@@ -43,7 +43,7 @@ type Attempt struct {
 // that the call has not been sent to, and none of c.Avoid, if there is another. What
 // the frame's subset and ctx ([WithKey], [WithSubset], [WithNode]) say has priority
 // over c, which is changed. Until the first endpoints are known it waits, within ctx
-// and the frame's deadline.
+// and the frame's deadline. A zero c.Now is set to the time at which the lease was taken.
 //
 // Each node that refuses is noted in the frame. The error is that of
 // [Balancer.Acquire]; for a hedge that has no other node to go to it is an [*Error]
@@ -69,7 +69,11 @@ func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Att
 			defer cancel()
 		}
 	}
-	return b.leaseFor(ctx, c, frame, &a.lease)
+	err := b.leaseFor(ctx, c, frame, &a.lease)
+	if err == nil && c.Now.IsZero() {
+		c.Now = b.at(a.lease.start)
+	}
+	return err
 }
 
 // leaseFor takes the lease for an attempt of frame's call, which has been sent to the nodes

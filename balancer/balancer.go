@@ -28,6 +28,7 @@ type Balancer struct {
 	resolver discovery.Resolver
 	cfg      Config
 	epoch    time.Time
+	began    int64    // epoch, by clock.Nanos
 	checker  *checker // nil if nodes are not checked
 	draw     draw
 
@@ -120,7 +121,7 @@ func start(service string, r discovery.Resolver, cfg Config) *Balancer {
 		hints: make(chan struct{}, 1), nodes: make(map[string]*Node), leaving: make(map[*Node]*time.Timer),
 		watchers: make(map[int]func()), changed: make(chan struct{}),
 	}
-	b.reads = readsReports(b.cfg.Policy)
+	b.began, b.reads = clock.Nanos(b.epoch), readsReports(b.cfg.Policy)
 	b.tallyShift = tallyShift(cmp.Or(b.cfg.Breaker.Window, 10*time.Second))
 	b.pinned = readsKeys(b.cfg.Policy) || b.cfg.Override || len(b.cfg.Subsets) > 0
 	if b.cfg.Breaker.SlowTime > 0 || b.cfg.Breaker.Consecutive > 0 || b.cfg.Breaker.RampUp > 0 {
@@ -139,10 +140,11 @@ func start(service string, r discovery.Resolver, cfg Config) *Balancer {
 // Service returns the service's name.
 func (b *Balancer) Service() string { return b.service }
 
-// since returns the nanoseconds from the balancer's beginning to now.
+// since returns the nanoseconds from the balancer's beginning to now; a zero now is the
+// present, which then is never made a time.Time.
 func (b *Balancer) since(now time.Time) int64 {
 	if now.IsZero() {
-		now = clock.Now()
+		return clock.Present() - b.began
 	}
 	return int64(now.Sub(b.epoch))
 }
@@ -167,10 +169,9 @@ func (b *Balancer) Acquire(ctx context.Context, c Call) (l Lease, err error) {
 // a cache line, and handing it from function to function cost a third of a pick.
 // It may change *c.
 func (b *Balancer) acquire(ctx context.Context, c *Call, frame *call.Frame, l *Lease) error {
-	c.Now = clock.Or(c.Now)
 	s := b.current.Load()
 	if s == nil || b.cfg.OnDemand {
-		known, err := b.await(ctx, s, c.Now)
+		known, err := b.await(ctx, s, clock.Or(c.Now))
 		if err != nil {
 			return err
 		}
@@ -178,25 +179,26 @@ func (b *Balancer) acquire(ctx context.Context, c *Call, frame *call.Frame, l *L
 			s, c.Now = known, clock.Now() // the wait is nothing that a node could be blamed for
 		}
 	}
+	at := b.since(c.Now)
 	switch {
 	case c.Node != "":
 		b.mu.Lock()
 		n := b.nodes[c.Node]
 		b.mu.Unlock()
-		return b.only(n, c, frame, l)
+		return b.only(n, c, at, frame, l)
 	case c.Subset != "":
-		return b.chooseSubset(s, c, frame, l)
+		return b.chooseSubset(s, c, at, frame, l)
 	}
-	return b.choose(s, c, frame, l)
+	return b.choose(s, c, at, frame, l)
 }
 
 // only takes a lease on the node that the call asks for, which is nil if there is no
 // such node.
-func (b *Balancer) only(n *Node, c *Call, frame *call.Frame, l *Lease) error {
+func (b *Balancer) only(n *Node, c *Call, at int64, frame *call.Frame, l *Lease) error {
 	if n == nil {
 		return &Error{Service: b.service, Err: fmt.Errorf("%w: there is no node %q", ErrNoNodes, c.Node)}
 	}
-	err := n.acquire(b, c, b.since(c.Now), l)
+	err := n.acquire(b, c, at, l)
 	if err != nil {
 		frame.Refused(n.key, refuser(err), err)
 	}
@@ -207,28 +209,31 @@ func (b *Balancer) only(n *Node, c *Call, frame *call.Frame, l *Lease) error {
 // a group would have the use of a part of Maglev's table only.
 const groupSeed = 0xba15
 
-// choose takes a lease from s, of whatever subset.
-func (b *Balancer) choose(s *snapshot, c *Call, frame *call.Frame, l *Lease) error {
-	if b.probes(s, c, l) {
+// choose takes a lease from s, of whatever subset, at a time since the balancer's
+// beginning. Call.Now may be zero, until somebody wants it.
+func (b *Balancer) choose(s *snapshot, c *Call, at int64, frame *call.Frame, l *Lease) error {
+	if b.probes(s, c, at, l) {
 		return nil
 	}
 	if s.picker == nil {
-		return b.lastResort(s, c, nil, &refusals{frame: frame}, l)
+		return b.lastResort(s, c, at, nil, &refusals{frame: frame}, l)
 	}
 	g := &s.group
 	if s.groups != nil {
-		at := b.draw.uint64()
+		point := b.draw.uint64()
 		if c.Key != "" {
-			at = hash.String(groupSeed, c.Key)
+			point = hash.String(groupSeed, c.Key)
 		}
-		g = s.draw(at >> 32)
+		g = s.draw(point >> 32)
 	}
-	at := b.since(c.Now)
 	var first *Node
 	if g.peak != nil {
 		// Not by way of the interface: copying the call costs a tenth of a pick.
 		first = g.peak.pick(c, at)
 	} else {
+		if c.Now.IsZero() {
+			c.Now = b.at(at)
+		}
 		first = g.picker.Pick(*c)
 	}
 	if first == nil || (len(c.Avoid) > 0 && c.avoids(first)) {
@@ -255,7 +260,7 @@ func (b *Balancer) choose(s *snapshot, c *Call, frame *call.Frame, l *Lease) err
 		}
 		why.add(n, err)
 	}
-	return b.lastResort(s, c, first, &why, l)
+	return b.lastResort(s, c, at, first, &why, l)
 }
 
 // refusals is what a call hears from nodes that will not have it.
@@ -308,8 +313,8 @@ func (b *Balancer) another(nodes []*Node, c *Call, fallback *Node) *Node {
 
 // probes takes a lease on a node that is to be looked at, if this call is the one for
 // it.
-func (b *Balancer) probes(s *snapshot, c *Call, l *Lease) bool {
-	return len(s.probing)+len(s.ejected) > 0 && b.probe(s, c, l)
+func (b *Balancer) probes(s *snapshot, c *Call, at int64, l *Lease) bool {
+	return len(s.probing)+len(s.ejected) > 0 && b.probe(s, c, at, l)
 }
 
 // probe gives half-open nodes their share of the calls. Their cost may be
@@ -317,10 +322,10 @@ func (b *Balancer) probes(s *snapshot, c *Call, l *Lease) bool {
 // be found well again.
 //
 // Ejected nodes get one when it is due; a retry has better chances elsewhere.
-func (b *Balancer) probe(s *snapshot, c *Call, l *Lease) bool {
+func (b *Balancer) probe(s *snapshot, c *Call, at int64, l *Lease) bool {
 	if len(c.Avoid) == 0 { // a retry is no probe
 		for _, n := range s.ejected {
-			if at := b.since(c.Now); n.dueProbe(b, at) {
+			if n.dueProbe(b, at) {
 				return n.acquire(b, c, at, l) == nil
 			}
 		}
@@ -329,20 +334,20 @@ func (b *Balancer) probe(s *snapshot, c *Call, l *Lease) bool {
 	if i >= len(s.probing) || c.avoids(s.probing[i]) {
 		return false
 	}
-	return s.probing[i].acquire(b, c, b.since(c.Now), l) == nil
+	return s.probing[i].acquire(b, c, at, l) == nil
 }
 
 // lastResort asks those that stand by, are half-open or open when no eligible node
 // would do, and then those that the call wanted to avoid; first has been asked. It says
 // why if that is in vain.
-func (b *Balancer) lastResort(s *snapshot, c *Call, first *Node, why *refusals, l *Lease) error {
+func (b *Balancer) lastResort(s *snapshot, c *Call, at int64, first *Node, why *refusals, l *Lease) error {
 	refusing := s.refusing
 	switch {
 	case s.closed:
 		return &Error{Service: b.service, Err: ErrPanic}
 	case len(s.eligible)+len(s.probing)+len(s.refusing) == 0:
 		return &Error{Service: b.service, Err: ErrNoNodes}
-	case len(s.eligible)+len(s.probing) == 0 && b.since(c.Now) < s.nextTry:
+	case len(s.eligible)+len(s.probing) == 0 && at < s.nextTry:
 		// All are open, and for some time yet. One of them can say so: a dead
 		// service should cost its callers nothing.
 		refusing = []*Node{s.earliest}
@@ -352,7 +357,7 @@ func (b *Balancer) lastResort(s *snapshot, c *Call, first *Node, why *refusals, 
 			if i == 3 && (n == first || !c.avoids(n)) {
 				continue
 			}
-			err := n.acquire(b, c, b.since(c.Now), l)
+			err := n.acquire(b, c, at, l)
 			if err == nil {
 				return nil
 			}

@@ -78,7 +78,7 @@ func TestStressCallsWhileEverythingChanges(t *testing.T) {
 				var l balancer.Lease
 				var err error
 				if call := (balancer.Call{LatencyNeutral: random.IntN(5) == 0, Key: keys[random.IntN(len(keys))]}); random.IntN(4) == 0 {
-					l, err = b.View(func(n *balancer.Node) bool { return random.IntN(3) > 0 }).TryAcquire(call)
+					l, err = tryAcquire(b.View(func(n *balancer.Node) bool { return random.IntN(3) > 0 }), call)
 				} else {
 					l, err = b.Acquire(context.Background(), call)
 				}

@@ -132,8 +132,17 @@ func ticksSince(nowTick int64, tick uint32) int32 {
 
 const perTick = float64(int64(1)<<tickShift) / float64(Decay)
 
-// decay returns e^(−Δ/Decay) for the ticks that have passed since tick.
+// decay returns e^(−Δ/Decay) for the ticks that have passed since tick: on a busy node
+// mostly none.
 func decay(nowTick int64, tick uint32) float64 {
+	if uint32(nowTick) == tick { //nolint:gosec // modular on purpose
+		return 1
+	}
+	return decayed(nowTick, tick)
+}
+
+// decayed is decay where time has passed, by itself for the other's sake.
+func decayed(nowTick int64, tick uint32) float64 {
 	passed := ticksSince(nowTick, tick)
 	if passed < 512 { // an eighth of a second: a short series is exact enough, and cheap
 		x := float64(passed) * perTick

@@ -181,7 +181,7 @@ func TestAllOpenFailsAtOnceWithTheEarliest(t *testing.T) {
 		}
 		start := time.Now()
 		var open *breaker.OpenError
-		_, err := r.View(func(*balancer.Node) bool { return true }).TryAcquire(balancer.Call{})
+		_, err := tryAcquire(r.View(func(*balancer.Node) bool { return true }), balancer.Call{})
 		require.ErrorAs(t, err, &open)
 		require.Equal(t, "orders/"+addr(0), open.Key)
 		_, err = r.Acquire(t.Context(), balancer.Call{})
@@ -232,7 +232,7 @@ func TestNodeThatIsForcedOpenIsNotTheEarliest(t *testing.T) {
 		for name, acquire := range map[string]func() error{
 			"balancer": func() error { _, err := r.Acquire(t.Context(), balancer.Call{}); return err },
 			"view": func() error {
-				_, err := r.View(func(*balancer.Node) bool { return true }).TryAcquire(balancer.Call{})
+				_, err := tryAcquire(r.View(func(*balancer.Node) bool { return true }), balancer.Call{})
 				return err
 			},
 		} {

@@ -228,3 +228,9 @@ func idle(t testing.TB, nodes []*balancer.Node) {
 		require.Zero(t, n.Awaiting(), "awaiting on %s", n)
 	}
 }
+
+// tryAcquire is TryAcquire by value, for tests.
+func tryAcquire(v *balancer.View, c balancer.Call) (l balancer.Lease, err error) {
+	err = v.TryAcquire(&c, &l)
+	return l, err
+}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/backstay/backstay/breaker"
-	"github.com/backstay/backstay/internal/clock"
 	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/outcome"
 )
@@ -48,7 +47,7 @@ func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
 	l.node, l.owner, l.gate, l.start, l.state = n, b, n.gate.Load(), now, leaseOpen
 	if l.gate&gateState != gateFree {
 		var err error
-		if l.breaker, err = n.breaker.Acquire(call.Now); err != nil {
+		if l.breaker, err = n.breaker.Acquire(b.at(now)); err != nil {
 			*l = Lease{}
 			return err
 		}
@@ -82,7 +81,7 @@ func (n *Node) full(call *Call, add uint64, most int, l *Lease) error {
 	if load := n.load.Add(-add); inFlightOf(load) == 0 && n.hasLeft() {
 		n.leave()
 	}
-	l.breaker.Done(call.Now, outcome.Outcome{Class: outcome.Neutral})
+	l.breaker.Done(l.owner.at(l.start), outcome.Outcome{Class: outcome.Neutral})
 	*l = Lease{}
 	return &limit.FullError{Key: n.breaker.Key(), Max: most}
 }
@@ -97,10 +96,9 @@ func (l *Lease) Answered(now time.Time, o outcome.Outcome) outcome.Outcome {
 	if l.state&(leaseOpen|leaseAnswered) != leaseOpen {
 		return o
 	}
-	now = clock.Or(now)
 	waiting := l.state&leaseWaiting != 0
 	l.state = l.state&^leaseWaiting | leaseAnswered
-	o, change := l.learn(now, !waiting, o)
+	o, change := l.learn(l.owner.since(now), !waiting, o)
 	if waiting {
 		change -= oneAwaiting
 	}
@@ -116,28 +114,28 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 	if l.state&leaseOpen == 0 {
 		return
 	}
-	n := l.node
+	n, at := l.node, int64(0)
 	change := ^uint64(0) // −oneInFlight, modular
 	// The clock is not read for what nearly always happens: a good answer whose
 	// body comes to its end.
 	if failed := o.Class == outcome.Failure; failed || l.state&leaseAnswered == 0 || l.gate&gateState != gateFree {
-		now = clock.Or(now)
+		at = l.owner.since(now)
 	}
 	switch {
 	case l.state&leaseAnswered == 0:
 		waiting := l.state&leaseWaiting != 0
 		var counted uint64
-		o, counted = l.learn(now, !waiting, o)
+		o, counted = l.learn(at, !waiting, o)
 		change += counted
 		if waiting {
 			change -= oneAwaiting
 		}
 	case l.state&leaseGood != 0 && o.Class == outcome.Failure:
-		n.countBroken(l, now, &o)
+		n.countBroken(l, at, &o)
 	}
 	l.state = 0
 	if l.gate&gateState != gateFree {
-		l.breaker.Done(now, o)
+		l.breaker.Done(l.owner.at(at), o)
 	}
 	if load := n.load.Add(change); inFlightOf(load) == 0 && n.hasLeft() {
 		n.leave()
@@ -147,16 +145,15 @@ func (l *Lease) Done(now time.Time, o outcome.Outcome) {
 // learn takes what came of the attempt into the node's estimates, and has the
 // breaker told. The second result is what the caller has to add to the node's load
 // for it.
-func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (outcome.Outcome, uint64) {
-	n, at := l.node, l.owner.since(now)
-	elapsed := at - l.start
+func (l *Lease) learn(at int64, latencyNeutral bool, o outcome.Outcome) (outcome.Outcome, uint64) {
+	n, elapsed := l.node, at-l.start
 	if o.Class == outcome.Neutral {
 		if o = n.judge(l.owner, elapsed, o); o.Class == outcome.Neutral {
 			if !latencyNeutral {
 				n.raise(at, elapsed)
 				l.regained(elapsed, o.Class)
 			}
-			l.breaker.Answered(now, o)
+			l.breaker.Answered(l.owner.at(at), o)
 			return o, 0
 		}
 	} else if n.unwell.Load()&unansweredMask != 0 {
@@ -176,7 +173,7 @@ func (l *Lease) learn(now time.Time, latencyNeutral bool, o outcome.Outcome) (ou
 		l.state |= leaseGood
 	}
 	n.observe(at, elapsed, &o, latencyNeutral)
-	counted := n.count(l, now, at, &o)
+	counted := n.count(l, at, &o)
 	switch {
 	case row > 0:
 		l.owner.failedAgain(n, l.start, at, int(row), &o)

@@ -191,7 +191,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		require.Empty(t, r.rec.Events(), "no timer is left")
 		held.Done(time.Time{}, success)
-		l, err := view.TryAcquire(balancer.Call{})
+		l, err := tryAcquire(view, balancer.Call{})
 		require.NoError(t, err, "a view is immutable")
 		l.Done(time.Time{}, success)
 		require.NoError(t, r.Eject(addr(1), time.Second), "whoever is late does no harm")

@@ -116,7 +116,7 @@ func validateSubsets(subsets map[string]Subset) (errs []error) {
 // chooseSubset takes a lease on a node of the call's subset or, if nobody of it is
 // well, will have the call or has not been tried, of those that stand in for it. A
 // subset that is half-open gets its probes first.
-func (b *Balancer) chooseSubset(s *snapshot, c *Call, frame *call.Frame, l *Lease) error {
+func (b *Balancer) chooseSubset(s *snapshot, c *Call, at int64, frame *call.Frame, l *Lease) error {
 	for name := c.Subset; name != ""; {
 		def, ok := b.cfg.Subsets[name]
 		sub := s.subsets[name]
@@ -126,17 +126,17 @@ func (b *Balancer) chooseSubset(s *snapshot, c *Call, frame *call.Frame, l *Leas
 		case def.Strict && sub.empty():
 			return &Error{Service: b.service, Err: fmt.Errorf("%w in subset %q", ErrNoNodes, name)}
 		case def.Strict:
-			return b.choose(sub, c, frame, l)
+			return b.choose(sub, c, at, frame, l)
 		case sub.able(c):
-			if b.choose(sub, c, frame, l) == nil {
+			if b.choose(sub, c, at, frame, l) == nil {
 				return nil
 			}
-		case b.probes(sub, c, l):
+		case b.probes(sub, c, at, l):
 			return nil
 		}
 		name = def.Else
 	}
-	return b.choose(s, c, frame, l)
+	return b.choose(s, c, at, frame, l)
 }
 
 func (s *snapshot) empty() bool {

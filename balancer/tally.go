@@ -43,7 +43,7 @@ func unpackRate(word uint64) (answers, failures float32) {
 // count takes an answer into the rate, and tells the breaker if the node's gate
 // still is the lease's: an answer to a call of another time says nothing now. What
 // it returns is to be added to the node's load: a good answer.
-func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) uint64 {
+func (n *Node) count(l *Lease, at int64, o *outcome.Outcome) uint64 {
 	b := l.owner
 	free := l.gate&gateState == gateFree && l.gate == n.gate.Load()
 	if free && o.Class == outcome.Success {
@@ -60,8 +60,9 @@ func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) uint
 	n.addRate(1, 1, failures)
 	switch {
 	case l.gate&gateState != gateFree:
-		l.breaker.Answered(now, *o)
+		l.breaker.Answered(b.at(at), *o)
 	case free && failures > 0:
+		now := b.at(at)
 		if verdict, err := n.breaker.Acquire(now); err == nil {
 			verdict.Done(now, *o)
 		}
@@ -70,9 +71,9 @@ func (n *Node) count(l *Lease, now time.Time, at int64, o *outcome.Outcome) uint
 }
 
 // countBroken makes a failure of an answer that had been counted as good.
-func (n *Node) countBroken(l *Lease, now time.Time, o *outcome.Outcome) {
+func (n *Node) countBroken(l *Lease, at int64, o *outcome.Outcome) {
 	if l.gate&gateState != gateFree {
-		n.handOn(l.owner, l.owner.since(now)) // the gate may be free by now
+		n.handOn(l.owner, at) // the gate may be free by now
 		n.addRate(1, 0, 1)
 		return // and the breaker's lease does the same for the breaker
 	}
@@ -85,7 +86,7 @@ func (n *Node) countBroken(l *Lease, now time.Time, o *outcome.Outcome) {
 			break
 		}
 	}
-	n.count(l, now, l.owner.since(now), o)
+	n.count(l, at, o)
 }
 
 // handOn begins a new tally, if it is time for one, and takes what the last one

@@ -2,7 +2,6 @@ package balancer
 
 import (
 	"context"
-	"time"
 
 	"github.com/backstay/backstay/internal/clock"
 )
@@ -117,34 +116,41 @@ func keep(nodes []*Node, ready func(*Node) bool) []*Node {
 	return kept
 }
 
-// TryAcquire takes a lease on a node of the view, as [Balancer.Acquire] does,
-// and never waits. With no node in the view the error is an [*Error] around
-// [ErrNoNodes]; it is around the resolver's error if that has found none yet, and
-// around [ErrClosed] if the balancer had been closed.
-func (v *View) TryAcquire(call Call) (l Lease, err error) {
-	if v.s == nil {
-		return Lease{}, v.err
+// TryAcquire takes a lease on a node of the view for c, which it may change, as
+// [Balancer.Acquire] does, and never waits. The lease is put into *l, where it will
+// stay; after an error that is the zero Lease. With no node in the view the error is an
+// [*Error] around [ErrNoNodes]; it is around the resolver's error if that has found none
+// yet, and around [ErrClosed] if the balancer had been closed.
+func (v *View) TryAcquire(c *Call, l *Lease) error {
+	err := v.err
+	if v.s != nil {
+		err = v.acquire(c, l)
 	}
-	call.Now = clock.Or(call.Now)
-	if v.b.cfg.OnDemand {
-		v.b.renewSet(call.Now)
+	if err != nil {
+		*l = Lease{}
+	}
+	return err
+}
+
+func (v *View) acquire(c *Call, l *Lease) error {
+	b, at := v.b, v.b.since(c.Now)
+	if b.cfg.OnDemand {
+		b.renewSet(at)
 	}
 	switch {
-	case call.Node != "":
-		err = v.b.only(v.s.find(call.Node), &call, nil, &l)
-	case call.Subset != "":
-		err = v.b.chooseSubset(v.s, &call, nil, &l)
-	default:
-		err = v.b.choose(v.s, &call, nil, &l)
+	case c.Node != "":
+		return b.only(v.s.find(c.Node), c, at, nil, l)
+	case c.Subset != "":
+		return b.chooseSubset(v.s, c, at, nil, l)
 	}
-	return l, err
+	return b.choose(v.s, c, at, nil, l)
 }
 
 // renewSet has the resolver asked if what is known has expired. The view that is made
 // of the answer is somebody else's matter.
-func (b *Balancer) renewSet(now time.Time) {
-	if s := b.current.Load(); s == nil || b.since(now) >= s.expires {
-		b.demand(now)
+func (b *Balancer) renewSet(at int64) {
+	if s := b.current.Load(); s == nil || at >= s.expires {
+		b.demand(b.at(at))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/backstay/backstay/balancer"
 	"github.com/backstay/backstay/breaker"
 	"github.com/backstay/backstay/limit"
+	"github.com/backstay/backstay/outcome"
 )
 
 func (r *rig) viewOf(keys ...string) *balancer.View {
@@ -30,7 +31,7 @@ func usedBy(t *testing.T, v *balancer.View) map[string]bool {
 	t.Helper()
 	used := make(map[string]bool)
 	for range 50 {
-		l, err := v.TryAcquire(balancer.Call{})
+		l, err := tryAcquire(v, balancer.Call{})
 		require.NoError(t, err)
 		used[l.Node().Key()] = true
 		l.Done(time.Time{}, success)
@@ -44,16 +45,16 @@ func TestViewHasOnlyTheNodesThatAreReady(t *testing.T) {
 		some := r.viewOf(addr(1), addr(2))
 		require.Equal(t, map[string]bool{addr(1): true, addr(2): true}, usedBy(t, some))
 
-		_, err := r.viewOf().TryAcquire(balancer.Call{})
+		_, err := tryAcquire(r.viewOf(), balancer.Call{})
 		require.ErrorIs(t, err, balancer.ErrNoNodes)
 
 		var held []*balancer.Lease
 		for range 10 {
-			l, err := some.TryAcquire(balancer.Call{})
+			l, err := tryAcquire(some, balancer.Call{})
 			require.NoError(t, err)
 			held = append(held, &l)
 		}
-		_, err = some.TryAcquire(balancer.Call{})
+		_, err = tryAcquire(some, balancer.Call{})
 		require.ErrorIs(t, err, limit.ErrFull, "others have room, but are not in the view")
 		for _, l := range held {
 			l.Done(time.Time{}, success)
@@ -64,7 +65,7 @@ func TestViewHasOnlyTheNodesThatAreReady(t *testing.T) {
 
 func TestViewAvoidsTriedAndOpenNodes(t *testing.T) {
 	inBubble(t, anyOf(balancer.Config{}), endpoints(4), func(t *testing.T, r *rig) {
-		l, err := r.viewOf(addr(1), addr(2)).TryAcquire(balancer.Call{Avoid: []*balancer.Node{r.node(addr(1))}})
+		l, err := tryAcquire(r.viewOf(addr(1), addr(2)), balancer.Call{Avoid: []*balancer.Node{r.node(addr(1))}})
 		require.NoError(t, err)
 		require.Equal(t, addr(2), l.Node().Key())
 		l.Done(time.Time{}, success)
@@ -72,13 +73,13 @@ func TestViewAvoidsTriedAndOpenNodes(t *testing.T) {
 		before := r.viewOf(addr(1), addr(2))
 		r.open(addr(1))
 		for range 20 {
-			l, err := before.TryAcquire(balancer.Call{})
+			l, err := tryAcquire(before, balancer.Call{})
 			require.NoError(t, err, "a view that does not know yet passes over the node")
 			require.Equal(t, addr(2), l.Node().Key())
 			l.Done(time.Time{}, success)
 		}
 		only := r.viewOf(addr(1))
-		_, err = only.TryAcquire(balancer.Call{})
+		_, err = tryAcquire(only, balancer.Call{})
 		var open *breaker.OpenError
 		require.ErrorAs(t, err, &open)
 		require.Equal(t, 5*time.Second, open.RetryAfter)
@@ -92,7 +93,7 @@ func TestViewBeforeTheFirstSetAndAfterClose(t *testing.T) {
 	inBubble(t, nil, nil, func(t *testing.T, r *rig) {
 		for _, want := range []error{balancer.ErrNoNodes, balancer.ErrClosed} {
 			v := r.View(nil)
-			_, err := v.TryAcquire(balancer.Call{})
+			_, err := tryAcquire(v, balancer.Call{})
 			var e *balancer.Error
 			require.ErrorAs(t, err, &e)
 			require.ErrorIs(t, err, want)
@@ -125,7 +126,7 @@ func TestAViewWhoseWellNodesAreNotReadyUsesTheEjected(t *testing.T) {
 					require.Equal(t, c.want, usedBy(t, v))
 					return
 				}
-				_, err := v.TryAcquire(balancer.Call{})
+				_, err := tryAcquire(v, balancer.Call{})
 				require.Error(t, err)
 			})
 		})
@@ -142,7 +143,7 @@ func TestAViewSaysWhyNothingIsKnown(t *testing.T) {
 		r.feed.yields <- yield{err: gone}
 		synctest.Wait()
 		require.Equal(t, 1, told)
-		_, err := r.View(nil).TryAcquire(balancer.Call{})
+		_, err := tryAcquire(r.View(nil), balancer.Call{})
 		require.ErrorIs(t, err, gone)
 		require.False(t, r.View(nil).Ready())
 
@@ -153,7 +154,50 @@ func TestAViewSaysWhyNothingIsKnown(t *testing.T) {
 
 		require.NoError(t, r.Close())
 		require.Equal(t, 3, told)
-		_, err = r.View(nil).TryAcquire(balancer.Call{})
+		_, err = tryAcquire(r.View(nil), balancer.Call{})
 		require.ErrorIs(t, err, balancer.ErrClosed)
 	})
 }
+
+func TestAViewsErrorLeavesNoLease(t *testing.T) {
+	inBubble(t, nil, endpoints(1), func(t *testing.T, r *rig) {
+		var l balancer.Lease
+		require.NoError(t, r.View(nil).TryAcquire(new(balancer.Call), &l))
+		require.NotNil(t, l.Node())
+		l.Done(time.Time{}, outcome.Outcome{})
+		require.ErrorIs(t, r.viewOf().TryAcquire(new(balancer.Call), &l), balancer.ErrNoNodes)
+		require.Nil(t, l.Node())
+	})
+}
+
+func TestPickersAreToldTheTime(t *testing.T) {
+	var told []time.Time
+	policy := balancer.PolicyFunc(func(nodes []*balancer.Node) balancer.Picker {
+		return pickerFunc(func(c balancer.Call) *balancer.Node {
+			told = append(told, c.Now)
+			return nodes[0]
+		})
+	})
+	inBubble(t, &balancer.Config{Policy: policy}, endpoints(1), func(t *testing.T, r *rig) {
+		time.Sleep(time.Minute)
+		l, err := r.Acquire(t.Context(), balancer.Call{})
+		require.NoError(t, err)
+		l.Done(time.Time{}, outcome.Outcome{})
+		l, err = tryAcquire(r.View(nil), balancer.Call{})
+		require.NoError(t, err)
+		l.Done(time.Time{}, outcome.Outcome{})
+		var c balancer.Call
+		var a balancer.Attempt
+		require.NoError(t, r.Begin(t.Context(), nil, &c, &a))
+		a.Done(time.Time{}, outcome.Outcome{})
+		for _, at := range append(told, c.Now) {
+			require.True(t, at.Equal(time.Now()), "%v", at)
+		}
+		require.Len(t, told, 3)
+	})
+}
+
+// pickerFunc is a function that is a picker.
+type pickerFunc func(balancer.Call) *balancer.Node
+
+func (f pickerFunc) Pick(c balancer.Call) *balancer.Node { return f(c) }

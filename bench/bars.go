@@ -51,8 +51,7 @@ func bars() []bar {
 			)
 			if n <= mostCompared {
 				all = append(all,
-					// Not a bar while the two readings of the clock are half of what it costs.
-					bar{table: pick, ours: "backstay-bridge", peer: "grpc-least_request", report: true},
+					bar{table: pick, ours: "backstay-bridge", peer: "grpc-least_request", factor: 1},
 					bar{table: pick, ours: "backstay-bridge", allocs: true},
 				)
 			}
