@@ -32,7 +32,6 @@ import (
 type Attempt struct {
 	lease Lease
 	frame *call.Frame
-	index int
 
 	subset string
 	only   bool // on a node that the call has named
@@ -124,8 +123,8 @@ func (a *Attempt) Pass(now time.Time, by string, o outcome.Outcome) {
 
 // Send notes in the frame that the attempt is now being sent.
 func (a *Attempt) Send(now time.Time) {
-	n := a.lease.node
-	a.index, a.sent = a.frame.Send(clock.Or(now), n, n.key, n.endpoint.Load().Addr), true
+	a.lease.send(a.frame, clock.Or(now))
+	a.sent = true
 }
 
 // Answered tells what came of the attempt when the answer's headers are there: see
@@ -134,7 +133,7 @@ func (a *Attempt) Send(now time.Time) {
 func (a *Attempt) Answered(now time.Time, answer any, status int, o outcome.Outcome) outcome.Outcome {
 	now = clock.Or(now)
 	o = a.lease.Answered(now, o)
-	index := a.index
+	index := int(a.lease.index)
 	if !a.sent {
 		index = -1 // that of none: it has no place in the frame
 	}
@@ -176,7 +175,7 @@ func (a *Attempt) Done(now time.Time, o outcome.Outcome) {
 	}
 	a.lease.Done(now, o)
 	if a.sent {
-		a.frame.Ended(now, a.index, o)
+		a.frame.Ended(now, int(a.lease.index), o)
 	}
 }
 

@@ -169,17 +169,17 @@ func (b *Balancer) Acquire(ctx context.Context, c Call) (l Lease, err error) {
 // a cache line, and handing it from function to function cost a third of a pick.
 // It may change *c.
 func (b *Balancer) acquire(ctx context.Context, c *Call, frame *call.Frame, l *Lease) error {
-	s := b.current.Load()
+	s, at := b.current.Load(), b.since(c.Now)
 	if s == nil || b.cfg.OnDemand {
-		known, err := b.await(ctx, s, clock.Or(c.Now))
+		known, err := b.await(ctx, s, at)
 		if err != nil {
 			return err
 		}
-		if s == nil {
-			s, c.Now = known, clock.Now() // the wait is nothing that a node could be blamed for
+		if s == nil { // the wait is nothing that a node could be blamed for
+			s, c.Now = known, clock.Now()
+			at = b.since(c.Now)
 		}
 	}
-	at := b.since(c.Now)
 	switch {
 	case c.Node != "":
 		b.mu.Lock()

@@ -69,7 +69,7 @@ func (b *Balancer) Ready(ctx context.Context) error {
 	if b.current.Load() != nil {
 		return nil
 	}
-	_, err := b.await(ctx, nil, time.Time{})
+	_, err := b.await(ctx, nil, b.since(time.Time{}))
 	return err
 }
 
@@ -77,12 +77,12 @@ func (b *Balancer) Ready(ctx context.Context) error {
 // have to be asked for. The first error of the resolver fails those who wait;
 // those who come later, while there still are no endpoints, fail at once: a
 // service that cannot be found should not hold up its callers.
-func (b *Balancer) await(ctx context.Context, s *snapshot, now time.Time) (*snapshot, error) {
+func (b *Balancer) await(ctx context.Context, s *snapshot, at int64) (*snapshot, error) {
 	if b.cfg.OnDemand {
-		if s != nil && b.since(now) < s.expires {
+		if s != nil && at < s.expires {
 			return s, nil
 		}
-		b.demand(clock.Or(now))
+		b.demand(b.at(at))
 	}
 	if s != nil {
 		return s, nil

@@ -1,7 +1,6 @@
 package balancer
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,11 +102,16 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 	b, direct := l.route(req)
 	var x *exchange
 	var w *rewritten
-	if l.template == nil && !direct {
+	var r *ridden
+	switch {
+	case direct:
+		x = new(exchange)
+	case l.template == nil:
 		w = new(rewritten)
 		x = &w.exchange
-	} else {
-		x = new(exchange)
+	default:
+		r = new(ridden)
+		x = &r.exchange
 	}
 	x.layer, x.frame, x.req = l, frame, req
 	var c Call
@@ -129,7 +133,7 @@ func (l *transport) RoundTripFrame(req *http.Request, frame *call.Frame) (*http.
 		layer.CloseBody(req)
 		return nil, err
 	}
-	return x.send(c.Now, direct, w)
+	return x.send(c.Now, w, r)
 }
 
 // tried lists the nodes that this call has been sent to before.
@@ -307,10 +311,6 @@ type exchange struct {
 	frame *call.Frame
 	req   *http.Request
 	lease Lease
-	on    atomic.Pointer[clientConn] // what carries req, and is closed to end it; nil where the context ends it
-	turn  atomic.Int64               // req's, there
-	index int32                      // the attempt's, in the frame
-	armed bool                       // it is abortable
 }
 
 // rewritten is an exchange that sends another request, which bears the node's address.
@@ -333,11 +333,11 @@ func untilCanceled(ctx context.Context, req *http.Request) (context.Context, con
 	return bounded, func() { cancel(nil) }
 }
 
-// send makes the attempt. Direct means through Next as it is; w is not nil if the
-// request must be rewritten.
-func (x *exchange) send(now time.Time, direct bool, w *rewritten) (*http.Response, error) {
+// send makes the attempt. What x is a part of, one of w and r, says how: both are nil if
+// it goes through Next as it is.
+func (x *exchange) send(now time.Time, w *rewritten, r *ridden) (*http.Response, error) {
 	l, n, req := x.layer, x.lease.node, x.req
-	x.index = int32(x.frame.Send(now, n, n.key, n.endpoint.Load().Addr)) //nolint:gosec // there are not so many
+	x.lease.send(x.frame, now)
 	var resp *http.Response
 	settled := false
 	defer func() {
@@ -368,7 +368,7 @@ func (x *exchange) send(now time.Time, direct bool, w *rewritten) (*http.Respons
 	rt := l.Next
 	var c *conn
 	var mark int64
-	if !direct {
+	if w != nil || r != nil {
 		c = l.conn(n)
 		mark = c.writes.mark()
 		if own := c.transport(req); own != nil {
@@ -387,7 +387,7 @@ func (x *exchange) send(now time.Time, direct bool, w *rewritten) (*http.Respons
 	case !pooled:
 		resp, err = rt.RoundTrip(out)
 	case out == req:
-		resp, err = own.send(out, x)
+		resp, err = own.send(out, r)
 	default:
 		resp, err = own.send(out, nil)
 	}
@@ -413,7 +413,7 @@ func (x *exchange) send(now time.Time, direct bool, w *rewritten) (*http.Respons
 		x.lease.reportFrom(now, resp)
 	}
 	o = x.lease.Answered(now, o)
-	x.frame.Answered(now, int(x.index), resp, resp.StatusCode, o)
+	x.frame.Answered(now, int(x.lease.index), resp, resp.StatusCode, o)
 	resp.Request = req
 	x.frame = x.frame.Watched()
 	resp.Body = x.Wrap(resp.Body, x)
@@ -438,47 +438,6 @@ func (x *exchange) outgoing(rt http.RoundTripper, c *conn, w *rewritten) (*http.
 	return x.Copy(req), nil
 }
 
-// ride takes note that m carries the request, and alone. If it returns false, the
-// attempt was aborted on its way to m.
-func (x *exchange) ride(m *clientConn) bool {
-	x.turn.Store(m.turn.Load())
-	x.on.Store(m)
-	x.arm(&m.seat)
-	return !x.Aborted()
-}
-
-// alight ends what ride began, without an answer.
-func (x *exchange) alight() {
-	x.on.Store(nil)
-	x.Stand()
-}
-
-// arm has the bounds of the attempt looked after, once.
-func (x *exchange) arm(seat *attempt.Seat) {
-	if !x.armed {
-		x.armed = true
-		x.Abortable(x, seat)
-	}
-}
-
-// aborting is closed when the attempt is to wait no longer. x may be nil.
-func (x *exchange) aborting() <-chan struct{} {
-	if x == nil {
-		return nil
-	}
-	x.arm(nil)
-	return x.Aborting()
-}
-
-// Abort closes the connection that carries the request. A connection of the caller's
-// dialer may take its time for that, and the other attempts on the node are not to wait
-// for it.
-func (x *exchange) Abort() {
-	if m := x.on.Load(); m != nil {
-		go m.cut(x.turn.Load())
-	}
-}
-
 // fail ends an attempt that got no response.
 func (x *exchange) fail(err error) error {
 	err = x.Error(err)
@@ -487,8 +446,8 @@ func (x *exchange) fail(err error) error {
 	o := x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	o = x.lease.Answered(now, o)
 	x.lease.Done(now, o)
-	x.frame.Answered(now, int(x.index), nil, 0, o)
-	x.frame.Ended(now, int(x.index), o)
+	x.frame.Answered(now, int(x.lease.index), nil, 0, o)
+	x.frame.Ended(now, int(x.lease.index), o)
 	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
 	return err
 }
@@ -501,7 +460,7 @@ func (x *exchange) Ended(err error) {
 		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	}
 	x.lease.Done(time.Time{}, o)
-	x.frame.Ended(time.Time{}, int(x.index), o)
+	x.frame.Ended(time.Time{}, int(x.lease.index), o)
 }
 
 var (
@@ -514,7 +473,7 @@ var (
 // It uses u for its URL.
 func (c *conn) readdress(out *http.Request, u *url.URL) error {
 	*u = *out.URL
-	hostport, err := c.hostport(cmp.Or(u.Port(), "80"))
+	hostport, err := c.hostport(u)
 	if err != nil {
 		return err
 	}

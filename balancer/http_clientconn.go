@@ -42,6 +42,60 @@ func (cs *clientConns) alone(req *http.Request) bool {
 		!cs.conn.layer.orphans.under(req.Context())
 }
 
+// ridden is an exchange whose request may have a connection of our own pools for itself,
+// which is closed to end it.
+type ridden struct {
+	exchange
+	on    atomic.Pointer[clientConn] // what carries the request; nil where the context ends it
+	turn  atomic.Int64               // the request's, there
+	seat  *attempt.Seat              // where it is watched; nil is any place
+	armed bool                       // it is abortable
+}
+
+// ride takes note that m carries the request, and alone. If it returns false, the
+// attempt was aborted on its way to m.
+func (r *ridden) ride(m *clientConn) bool {
+	r.turn.Store(m.turn.Load())
+	r.on.Store(m)
+	r.arm(&m.seat)
+	return !r.Aborted()
+}
+
+// alight ends what ride began, without an answer.
+func (r *ridden) alight() {
+	r.on.Store(nil)
+	r.Stand()
+}
+
+// arm has the bounds of the attempt looked after, once.
+func (r *ridden) arm(seat *attempt.Seat) {
+	if !r.armed {
+		r.armed, r.seat = true, seat
+		r.Abortable(r)
+	}
+}
+
+// Seat is where the bounds are looked after.
+func (r *ridden) Seat() *attempt.Seat { return r.seat }
+
+// aborting is closed when the attempt is to wait no longer. r may be nil.
+func (r *ridden) aborting() <-chan struct{} {
+	if r == nil {
+		return nil
+	}
+	r.arm(nil)
+	return r.Aborting()
+}
+
+// Abort closes the connection that carries the request. A connection of the caller's
+// dialer may take its time for that, and the other attempts on the node are not to wait
+// for it.
+func (r *ridden) Abort() {
+	if m := r.on.Load(); m != nil {
+		go m.cut(r.turn.Load())
+	}
+}
+
 // maxSends is how often a request is sent before others have to decide what to do,
 // as in net/http's HTTP/2.
 const maxSends = 6
@@ -50,9 +104,9 @@ const maxSends = 6
 // if it turns out that the node has not seen it, or where net/http would repeat it.
 func (cs *clientConns) RoundTrip(req *http.Request) (*http.Response, error) { return cs.send(req, nil) }
 
-// send is RoundTrip. If x is not nil, it is x that ends the request at its bounds, and
+// send is RoundTrip. If r is not nil, it is r that ends the request at its bounds, and
 // not the request's context.
-func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, error) {
+func (cs *clientConns) send(req *http.Request, r *ridden) (*http.Response, error) {
 	out, body := trackBody(req)
 	trace := httptrace.ContextClientTrace(req.Context())
 	for sends := 1; ; sends++ {
@@ -63,7 +117,7 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		if trace != nil && trace.GetConn != nil {
 			trace.GetConn(p.addr)
 		}
-		m, err := p.acquire(req, x)
+		m, err := p.acquire(req, r)
 		if err == errReplaced { //nolint:errorlint // it goes no further than here
 			sends--
 			continue
@@ -76,7 +130,7 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 		if trace != nil && trace.GotConn != nil {
 			m.show(trace, used)
 		}
-		if x != nil && !x.ride(m) {
+		if r != nil && !r.ride(m) {
 			m.unsent()
 			layer.CloseBody(out)
 			return nil, errTimeUp
@@ -88,10 +142,10 @@ func (cs *clientConns) send(req *http.Request, x *exchange) (*http.Response, err
 			return resp, nil
 		}
 		err, repeat := m.failed(out, body, err, used, mark)
-		if x != nil {
-			x.alight()
+		if r != nil {
+			r.alight()
 			cs.conn.layer.orphans.left(req.Context())
-			repeat = repeat && !x.Aborted()
+			repeat = repeat && !r.Aborted()
 		}
 		m.recall() // where net/http has refused the request
 		m.release()

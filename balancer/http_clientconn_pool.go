@@ -94,8 +94,8 @@ type waiter struct {
 var errReplaced = errors.New("balancer: these connections have been replaced")
 
 // acquire returns a connection for one call, which has a place there and either
-// uses or releases it. An error has not touched the request. See send for x.
-func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
+// uses or releases it. An error has not touched the request. See send for r.
+func (p *pool) acquire(req *http.Request, r *ridden) (*clientConn, error) {
 	ctx := req.Context()
 	if err := canceled(req); err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func (p *pool) acquire(req *http.Request, x *exchange) (*clientConn, error) {
 			return nil, p.leave(w, req)
 		case <-req.Cancel: //nolint:staticcheck // deprecated, but not gone
 			return nil, p.leave(w, req)
-		case <-x.aborting():
+		case <-r.aborting():
 			return nil, p.leave(w, req)
 		}
 		if w.err != nil {

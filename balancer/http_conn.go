@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,23 +36,23 @@ type conn struct {
 	closed bool
 }
 
-// address is what a node's address came to.
-type address struct{ addr, port, hostport string }
+// address is what a node's address came to for URLs of a host.
+type address struct{ addr, host, hostport string }
 
-// hostport returns the node's address with a port.
-func (c *conn) hostport(port string) (string, error) {
+// hostport returns the node's address with a port: that of u, if it has none.
+func (c *conn) hostport(u *url.URL) (string, error) {
 	addr := c.node.endpoint.Load().Addr
-	if a := c.told.Load(); a != nil && a.addr == addr && a.port == port {
+	if a := c.told.Load(); a != nil && a.addr == addr && a.host == u.Host {
 		return a.hostport, nil
 	}
-	network, hostport, err := discovery.DialAddr(addr, port)
+	network, hostport, err := discovery.DialAddr(addr, cmp.Or(u.Port(), "80"))
 	if err != nil {
 		return "", err
 	}
 	if network != "tcp" {
 		return "", &URLError{URL: addr, Reason: "a unix socket needs an *http.Transport below"}
 	}
-	c.told.Store(&address{addr, port, hostport})
+	c.told.Store(&address{addr, u.Host, hostport})
 	return hostport, nil
 }
 

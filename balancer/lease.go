@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/backstay/backstay/breaker"
+	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/limit"
 	"github.com/backstay/backstay/outcome"
 )
@@ -25,6 +26,7 @@ type Lease struct {
 	breaker breaker.Lease // inert while the node's gate is free
 	gate    uint64        // the node's, when the lease was taken
 	start   int64
+	index   int32 // the attempt's, in its call's frame; whoever has the lease keeps it here
 	state   leaseState
 }
 
@@ -40,10 +42,16 @@ const (
 // Node returns the node that the attempt goes to; nil for the zero Lease.
 func (l *Lease) Node() *Node { return l.node }
 
+// send notes in the frame that an attempt is now being sent to the lease's node.
+func (l *Lease) send(frame *call.Frame, now time.Time) {
+	n := l.node
+	l.index = int32(frame.Send(now, n, n.key, n.endpoint.Load().Addr)) //nolint:gosec // there are not so many
+}
+
 // acquire takes a lease on n, or says why not: *breaker.OpenError or
 // *limit.FullError. *l is the zero Lease, as it is again after an error: it is set
 // field by field, for the copy of a whole one has to wait for its parts.
-func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
+func (n *Node) acquire(b *Balancer, c *Call, now int64, l *Lease) error {
 	l.node, l.owner, l.gate, l.start, l.state = n, b, n.gate.Load(), now, leaseOpen
 	if l.gate&gateState != gateFree {
 		var err error
@@ -53,18 +61,18 @@ func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
 		}
 	}
 	add := oneInFlight
-	if !call.LatencyNeutral {
+	if !c.LatencyNeutral {
 		add += oneAwaiting
 		l.state |= leaseWaiting
 	}
 	load := n.load.Add(add)
 	if most := b.cfg.MaxConcurrency; most > 0 && inFlightOf(load) > int64(most) {
-		return n.full(call, add, most, l)
+		return n.full(add, most, l)
 	}
-	if l.gate&gateState == gateAsk && !call.LatencyNeutral {
+	if l.gate&gateState == gateAsk && !c.LatencyNeutral {
 		most, over := n.regain.admits(l.gate, now)
 		if most > 0 {
-			return n.full(call, add, most, l)
+			return n.full(add, most, l)
 		}
 		if over {
 			n.gate.CompareAndSwap(l.gate, l.gate&^gateState+gateState+1|b.closedGate)
@@ -77,7 +85,7 @@ func (n *Node) acquire(b *Balancer, call *Call, now int64, l *Lease) error {
 }
 
 // full takes back what acquire has done.
-func (n *Node) full(call *Call, add uint64, most int, l *Lease) error {
+func (n *Node) full(add uint64, most int, l *Lease) error {
 	if load := n.load.Add(-add); inFlightOf(load) == 0 && n.hasLeft() {
 		n.leave()
 	}

@@ -504,14 +504,15 @@ func (f *Frame) Outcome(answer any, err error) (outcome.Outcome, bool) {
 		return outcome.Outcome{}, false
 	}
 	f.lock()
-	defer f.unlock()
-	if !f.answered {
+	answered, known, o := f.answered, f.answer, f.outcome
+	f.unlock()
+	switch {
+	case !answered:
 		return outcome.Outcome{}, false
+	case err != nil:
+		return o, known == nil && sameError(o.Err, err)
 	}
-	if err != nil {
-		return f.outcome, f.answer == nil && sameError(f.outcome.Err, err)
-	}
-	return f.outcome, answer != nil && f.answer == answer
+	return o, answer != nil && known == answer
 }
 
 // sameError is a == b where that does not panic: errors need not be comparable.

@@ -18,28 +18,34 @@ import (
 // bodies, its place in the call's log.
 type flight struct {
 	attempt.Attempt
-	out   http.Request
+	out http.Request
+	req *http.Request
+	log *logged // nil if nobody looks, or an inner layer keeps the log
+}
+
+// logged is a flight's place in the call's log.
+type logged struct {
 	cfg   *Config
 	req   *http.Request
-	frame *call.Frame // nil if an inner layer keeps the log
+	frame *call.Frame
 	index int
 }
 
 // ender is who is told of the end of the response's body; nil for nobody.
 func (fl *flight) ender() attempt.Ender {
-	if fl.frame == nil {
+	if fl.log == nil {
 		return nil
 	}
-	return fl
+	return fl.log
 }
 
 // Ended notes the end of the response's body in the log.
-func (fl *flight) Ended(err error) {
+func (l *logged) Ended(err error) {
 	var o outcome.Outcome
 	if err != nil && !errors.Is(err, attempt.ErrClosed) {
-		o = fl.cfg.Classifier.Classify(fl.req, nil, err)
+		o = l.cfg.Classifier.Classify(l.req, nil, err)
 	}
-	fl.frame.Ended(time.Time{}, fl.index, o)
+	l.frame.Ended(time.Time{}, l.index, o)
 }
 
 // answer is how an attempt ended. Either its value or its error is nil.
@@ -86,7 +92,7 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		if start = now; start.IsZero() {
 			start = call.Now(c.frame)
 		}
-		fl.cfg, fl.req = c.cfg, c.req
+		fl.req = c.req
 		fl.Start(c.ctx, start, &c.limits)
 		if c.lane != nil {
 			fl.Cancelable()
@@ -142,8 +148,8 @@ func (c *exchange) judge(a *answer, fl *flight, start time.Time, inner, refused 
 	} else {
 		c.frame.Answered(now, i, nil, 0, a.o)
 	}
-	if fl != nil {
-		fl.frame, fl.index = c.frame.Watched(), i
+	if frame := c.frame.Watched(); fl != nil && frame != nil {
+		fl.log = &logged{c.cfg, c.req, frame, i}
 	}
 }
 

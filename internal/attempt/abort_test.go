@@ -18,16 +18,19 @@ import (
 type aborted struct {
 	attempt.Attempt
 	ends
+	seat  *attempt.Seat
 	times int
 	now   chan struct{}
 }
+
+func (a *aborted) Seat() *attempt.Seat { return a.seat }
 
 func (a *aborted) Abort() { a.times++; close(a.now) }
 
 func abortable(ctx context.Context, l attempt.Limits) *aborted {
 	a := &aborted{now: make(chan struct{})}
 	a.Start(ctx, time.Time{}, &l)
-	a.Abortable(a, nil)
+	a.Abortable(a)
 	return a
 }
 

@@ -95,25 +95,31 @@ type Attempt struct {
 	// reading counts the Reads of the request's body under way: then it is the
 	// caller that keeps us waiting.
 	reading atomic.Int32
-	verdict atomic.Uint32 // what came first, the headers or the attempt's timeout
 	state   atomic.Uint32 // finished and what follows it
-	place   place         // in watch, without a seat; guarded by mu, as are the next two
+	place   place         // in watch; guarded by mu, as are the next two
 
-	closed    bool // the context has ended
-	disowned  bool // child has been taken back
-	bounded   bool // the attempt was started with limits
-	direct    bool // see Direct
-	abortable bool // see Abortable
+	closed   bool // the context has ended
+	disowned bool // child has been taken back
+	bounded  bool // the attempt was started with limits
+	kind     kind
 
 	mu    sync.Mutex
 	done  chan struct{} // of a direct attempt, or of one that somebody waits with
 	child func()        // what package context wants called at the end of a direct one
-	seat  *Seat         // in watch
 	rare  *rare
 
 	body  io.ReadCloser // the response's
 	ender Ender         // an Aborter if the attempt is abortable
 }
+
+// kind is how the end of an attempt comes to whoever waits for it.
+type kind uint8
+
+const (
+	lazy      kind = iota // by a context that is made when it is asked for
+	direct                // see Direct
+	abortable             // see Abortable
+)
 
 // rare is what attempts over an *http.Transport mostly do not need.
 type rare struct {
@@ -136,13 +142,6 @@ func (a *Attempt) more() *rare {
 	return a.rare
 }
 
-// The values of Attempt.verdict.
-const (
-	open uint32 = iota
-	answered
-	timedOut
-)
-
 // The bits of Attempt.state. A body that comes to its end sets the first two at once.
 const (
 	finished uint32 = 1 << iota // the body has come to its end, or Close has begun
@@ -150,9 +149,13 @@ const (
 	made                        // there is a context, and so somebody may be waiting
 	told                        // rare.real is there and will not change
 	aborted                     // a bound of ours has passed, and it is abortable
+
+	// Whoever sets one of these and sees that the other one was not set is first.
+	answered // the headers are here
+	timedOut // the attempt's timeout has passed
 )
 
-// is reports whether the attempt is in that state.
+// is reports whether the attempt is in that state, or in one of those.
 func (a *Attempt) is(state uint32) bool { return a.state.Load()&state != 0 }
 
 // limits are Limits since the attempt's start; 0 is none.
@@ -182,21 +185,23 @@ type Aborter interface {
 	// attempt is over. It must not wait for anything, for it is called on behalf of all
 	// that the watch looks after, nor call the attempt, but for [Attempt.Aborted].
 	Abort()
+	// Seat is where the attempt is watched, if it has what the seat belongs to for
+	// itself; nil is any place. It does not change.
+	Seat() *Seat
 }
 
 // Abortable says that by ends the attempt when one of its bounds has passed. Its
-// context is then the caller's own, so that a request need not be copied. If the
-// attempt has what the seat belongs to for itself, it is watched there; a nil seat
-// is any place. It is called after Start and before anything else, and not for attempts
-// that are [Attempt.Cancelable].
-func (a *Attempt) Abortable(by Aborter, seat *Seat) {
+// context is then the caller's own, so that a request need not be copied. It is called
+// after Start and before anything else, and not for attempts that are
+// [Attempt.Cancelable].
+func (a *Attempt) Abortable(by Aborter) {
 	if !a.bounded {
 		return
 	}
 	a.mu.Lock()
-	a.abortable, a.ender = true, by
-	if seat != nil && a.watch != nil {
-		a.seat = seat
+	a.kind, a.ender = abortable, by
+	if seat := by.Seat(); seat != nil && a.watch != nil {
+		a.place = seated
 		seat.taken.Store(a) // and never again: the next one may be there before this one is over
 	}
 	a.state.Or(made)
@@ -211,16 +216,18 @@ func (a *Attempt) Abortable(by Aborter, seat *Seat) {
 func (a *Attempt) Stand() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.seat == nil {
+	if a.place != seated {
 		return
 	}
-	seat := a.seat
-	a.seat = nil
+	a.place = 0
 	if due, kind := a.left(a.passed()); kind != nil && !a.closed {
 		a.arm(a.passed() + due)
 	}
-	seat.leave(a)
+	a.aborter().Seat().leave(a)
 }
+
+// aborter is what an abortable attempt is ended by.
+func (a *Attempt) aborter() Aborter { return a.ender.(Aborter) } //nolint:errcheck,forcetypeassert // Abortable has set it
 
 // Aborted reports whether the attempt has been aborted, or is about to be.
 func (a *Attempt) Aborted() bool { return a.is(aborted) }
@@ -267,7 +274,7 @@ func (a *Attempt) Restart(now time.Time) {
 // if the attempt's time was up first: then the context has ended, the response is of
 // no use, and the caller closes it.
 func (a *Attempt) Headers() error {
-	first := a.verdict.CompareAndSwap(open, answered)
+	first := a.state.Or(answered)&timedOut == 0
 	if !a.is(made) || first && a.limits.deadline == 0 && a.limits.idle == 0 {
 		return nil // whatever timer there is finds that out by itself
 	}
@@ -333,7 +340,7 @@ func (a *Attempt) left(passed time.Duration) (time.Duration, error) {
 		left time.Duration
 		kind error
 	)
-	waiting := a.verdict.Load() == open
+	waiting := !a.is(answered | timedOut)
 	if a.limits.attempt > 0 && waiting {
 		left, kind = a.limits.attempt, outcome.ErrAttemptTimeout
 		if a.reading.Load() == 0 {
@@ -377,7 +384,7 @@ func (a *Attempt) check() {
 		a.mu.Unlock()
 		return
 	}
-	if errors.Is(kind, outcome.ErrAttemptTimeout) && !a.verdict.CompareAndSwap(open, timedOut) {
+	if errors.Is(kind, outcome.ErrAttemptTimeout) && a.state.Or(timedOut)&answered != 0 {
 		a.mu.Unlock()
 		a.check() // the headers were first, if only by a hair
 		return
@@ -392,11 +399,11 @@ func (a *Attempt) check() {
 		}
 	}
 	a.more().timeout = timeout
-	if a.abortable {
+	if a.kind == abortable {
 		// Under the lock: when the owner is told of the timeout, Abort has been called.
 		a.state.Or(aborted)
 		a.close()
-		a.ender.(Aborter).Abort() //nolint:errcheck,forcetypeassert // Abortable has set it
+		a.aborter().Abort()
 		a.mu.Unlock()
 		return
 	}
@@ -408,7 +415,7 @@ func (a *Attempt) check() {
 // lock.
 func (a *Attempt) arm(at time.Duration) {
 	if w := a.watch; w != nil {
-		if a.seat == nil && a.place == 0 {
+		if a.place == 0 {
 			a.place = w.add(a)
 		}
 		w.by(a.start + int64(at))

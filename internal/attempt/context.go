@@ -13,9 +13,9 @@ import (
 // anyone to wake, and the timer set.
 func (a *Attempt) Context() context.Context {
 	switch {
-	case !a.bounded || a.abortable:
+	case !a.bounded || a.kind == abortable:
 		return a.parent
-	case a.direct:
+	case a.kind == direct:
 		return (*directContext)(a)
 	}
 	return (*lazyContext)(a)
@@ -115,12 +115,12 @@ func (a *Attempt) end(cause error) {
 		return
 	}
 	a.close()
-	if a.abortable { // and by a bound of ours it is not here that it ends
+	if a.kind == abortable { // and by a bound of ours it is not here that it ends
 		a.mu.Unlock()
 		return
 	}
 	rare := a.rare
-	if a.direct {
+	if a.kind == direct {
 		a.endDirect(cause)
 		return
 	}
@@ -131,13 +131,14 @@ func (a *Attempt) end(cause error) {
 // close marks the context as ended and stops the timer. The caller holds the lock.
 func (a *Attempt) close() {
 	a.closed = true
-	switch {
-	case a.seat != nil:
-		a.seat.leave(a)
-	case a.place != 0:
+	switch a.place {
+	case 0:
+	case seated:
+		a.aborter().Seat().leave(a)
+	default:
 		a.watch.leave(a.place)
 	}
-	if a.abortable && a.done != nil {
+	if a.kind == abortable && a.done != nil {
 		close(a.done)
 	}
 	if a.rare != nil && a.rare.timer != nil {

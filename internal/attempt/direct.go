@@ -8,7 +8,7 @@ import (
 // Direct says that the attempt's context goes to an *http.Transport as it is, and to
 // nobody else: there may be no layer on the way that wraps it. It is called after
 // Start and before anything else.
-func (a *Attempt) Direct() { a.direct = true }
+func (a *Attempt) Direct() { a.kind = direct }
 
 // directContext is the attempt as the context of a request to an *http.Transport,
 // which derives one of its own from it. It is of a kind of its own, and not one of

@@ -163,7 +163,7 @@ type Ender interface {
 // A body that is nil or http.NoBody is returned as it is, and has ended.
 func (a *Attempt) Wrap(body io.ReadCloser, end Ender) io.ReadCloser {
 	a.body = body
-	if !a.abortable { // else it is known, and a timer may be looking at it
+	if a.kind != abortable { // else it is known, and a timer may be looking at it
 		a.ender = end
 	}
 	if body == nil || body == http.NoBody {
@@ -211,7 +211,7 @@ func (b *responseBody) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	a := (*Attempt)(b)
-	if err == io.EOF && !a.timedOut() { //nolint:errorlint // io.Reader's contract is identity
+	if err == io.EOF && !a.cut() { //nolint:errorlint // io.Reader's contract is identity
 		a.finish(nil)
 		return n, err
 	}
@@ -222,8 +222,8 @@ func (b *responseBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// timedOut reports whether one of our bounds has ended the attempt.
-func (a *Attempt) timedOut() bool {
+// cut reports whether one of our bounds has ended the attempt.
+func (a *Attempt) cut() bool {
 	if !a.is(made) {
 		return false
 	}

@@ -16,9 +16,9 @@ import (
 // seated begins an attempt in a seat.
 func seated(t *testing.T, w *attempt.Watch, s *attempt.Seat, bound time.Duration) *aborted {
 	t.Helper()
-	a := &aborted{now: make(chan struct{})}
+	a := &aborted{seat: s, now: make(chan struct{})}
 	a.Start(t.Context(), time.Time{}, &attempt.Limits{Attempt: bound, Watch: w})
-	a.Abortable(a, s)
+	a.Abortable(a)
 	return a
 }
 

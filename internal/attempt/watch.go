@@ -115,6 +115,9 @@ func (w *Watch) grow(full *[]*places) {
 // place is where a watch has an attempt; 0 is nowhere.
 type place uint32
 
+// seated is the place of those that are in a seat.
+const seated place = math.MaxUint32
+
 // leave gives the place back.
 func (w *Watch) leave(at place) {
 	p := (*w.places.Load())[int(at-1)/len(places{}.taken)]
