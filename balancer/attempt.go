@@ -35,7 +35,6 @@ type Attempt struct {
 
 	subset string
 	only   bool // on a node that the call has named
-	sent   bool
 }
 
 // Begin takes the lease for an attempt of frame's call, which may be nil: on a node
@@ -48,7 +47,7 @@ type Attempt struct {
 // [Balancer.Acquire]; for a hedge that has no other node to go to it is an [*Error]
 // around [ErrNoOther].
 func (b *Balancer) Begin(ctx context.Context, frame *call.Frame, c *Call, a *Attempt) error {
-	a.frame, a.sent = frame, false
+	a.frame = frame
 	for _, n := range b.tried(frame) {
 		if !c.avoids(n) {
 			c.Avoid = append(slices.Clip(c.Avoid), n)
@@ -124,21 +123,13 @@ func (a *Attempt) Pass(now time.Time, by string, o outcome.Outcome) {
 // Send notes in the frame that the attempt is now being sent.
 func (a *Attempt) Send(now time.Time) {
 	a.lease.send(a.frame, clock.Or(now))
-	a.sent = true
 }
 
 // Answered tells what came of the attempt when the answer's headers are there: see
 // [Lease.Answered]. Answer and status are what the frame is to show, see
 // [call.Frame.Answered].
 func (a *Attempt) Answered(now time.Time, answer any, status int, o outcome.Outcome) outcome.Outcome {
-	now = clock.Or(now)
-	o = a.lease.Answered(now, o)
-	index := int(a.lease.index)
-	if !a.sent {
-		index = -1 // that of none: it has no place in the frame
-	}
-	a.frame.Answered(now, index, answer, status, o)
-	return o
+	return a.lease.answer(a.frame, clock.Or(now), answer, status, o)
 }
 
 // Fail ends an attempt that came to nothing but the outcome's error.
@@ -170,12 +161,8 @@ func (b *Balancer) untried(frame *call.Frame, subset string) bool {
 // Done gives the lease back at the end of the answer: see [Lease.Done]. A later call
 // does nothing.
 func (a *Attempt) Done(now time.Time, o outcome.Outcome) {
-	if a.lease.state&leaseOpen == 0 {
-		return
-	}
-	a.lease.Done(now, o)
-	if a.sent {
-		a.frame.Ended(now, int(a.lease.index), o)
+	if a.lease.state&leaseOpen != 0 {
+		a.lease.end(a.frame, now, o)
 	}
 }
 

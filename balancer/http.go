@@ -412,8 +412,7 @@ func (x *exchange) send(now time.Time, w *rewritten, r *ridden) (*http.Response,
 	if l.b.reads {
 		x.lease.reportFrom(now, resp)
 	}
-	o = x.lease.Answered(now, o)
-	x.frame.Answered(now, int(x.lease.index), resp, resp.StatusCode, o)
+	x.lease.answer(x.frame, now, resp, resp.StatusCode, o)
 	resp.Request = req
 	x.frame = x.frame.Watched()
 	resp.Body = x.Wrap(resp.Body, x)
@@ -444,10 +443,7 @@ func (x *exchange) fail(err error) error {
 	x.End()
 	now := clock.Now()
 	o := x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
-	o = x.lease.Answered(now, o)
-	x.lease.Done(now, o)
-	x.frame.Answered(now, int(x.lease.index), nil, 0, o)
-	x.frame.Ended(now, int(x.lease.index), o)
+	x.lease.end(x.frame, now, x.lease.answer(x.frame, now, nil, 0, o))
 	x.frame.SetOthers(x.layer.untried(x.lease.owner, x.req, x.frame))
 	return err
 }
@@ -459,8 +455,7 @@ func (x *exchange) Ended(err error) {
 		defer x.lease.Done(time.Time{}, outcome.Outcome{Class: outcome.Failure, Err: errAborted}) // if the classifier panics
 		o = x.layer.b.cfg.Classifier.Classify(x.req, nil, err)
 	}
-	x.lease.Done(time.Time{}, o)
-	x.frame.Ended(time.Time{}, int(x.lease.index), o)
+	x.lease.end(x.frame, time.Time{}, o)
 }
 
 var (

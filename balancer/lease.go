@@ -26,7 +26,7 @@ type Lease struct {
 	breaker breaker.Lease // inert while the node's gate is free
 	gate    uint64        // the node's, when the lease was taken
 	start   int64
-	index   int32 // the attempt's, in its call's frame; whoever has the lease keeps it here
+	place   int32 // the attempt's, in its call's frame, from 1; 0 if it has none there
 	state   leaseState
 }
 
@@ -45,14 +45,29 @@ func (l *Lease) Node() *Node { return l.node }
 // send notes in the frame that an attempt is now being sent to the lease's node.
 func (l *Lease) send(frame *call.Frame, now time.Time) {
 	n := l.node
-	l.index = int32(frame.Send(now, n, n.key, n.endpoint.Load().Addr)) //nolint:gosec // there are not so many
+	l.place = int32(frame.Send(now, n, n.key, n.endpoint.Load().Addr)) + 1 //nolint:gosec // there are not so many
+}
+
+// answer is Answered, noted in the frame with the answer and its status.
+func (l *Lease) answer(frame *call.Frame, now time.Time, answer any, status int, o outcome.Outcome) outcome.Outcome {
+	o = l.Answered(now, o)
+	frame.Answered(now, int(l.place)-1, answer, status, o)
+	return o
+}
+
+// end is Done, noted in the frame.
+func (l *Lease) end(frame *call.Frame, now time.Time, o outcome.Outcome) {
+	l.Done(now, o)
+	if l.place > 0 {
+		frame.Ended(now, int(l.place)-1, o)
+	}
 }
 
 // acquire takes a lease on n, or says why not: *breaker.OpenError or
 // *limit.FullError. *l is the zero Lease, as it is again after an error: it is set
 // field by field, for the copy of a whole one has to wait for its parts.
 func (n *Node) acquire(b *Balancer, c *Call, now int64, l *Lease) error {
-	l.node, l.owner, l.gate, l.start, l.state = n, b, n.gate.Load(), now, leaseOpen
+	l.node, l.owner, l.gate, l.start, l.place, l.state = n, b, n.gate.Load(), now, 0, leaseOpen
 	if l.gate&gateState != gateFree {
 		var err error
 		if l.breaker, err = n.breaker.Acquire(b.at(now)); err != nil {
