@@ -217,6 +217,14 @@ func TestNamesThatNoURLsHostCanBeAreRefused(t *testing.T) {
 	}
 }
 
+func TestNilTransportsAreErrors(t *testing.T) {
+	var none *http.Transport
+	requireInvalid(t, &backstay.Config{Base: none, Services: map[string]backstay.Service{"orders": {}}},
+		"backstay: Config: Base is a nil *http.Transport")
+	requireInvalid(t, &backstay.Config{Services: map[string]backstay.Service{"orders": {Base: none}, "users": {}}},
+		`backstay: Services["orders"]: Base is a nil *http.Transport`)
+}
+
 func TestPatternsThatServeMuxWouldPanicOnAreErrors(t *testing.T) {
 	for _, pattern := range []string{"", "GET", "v1/{id", "GET  ", "G(ET /x", "/{id}/{id}", "/{...}", "/a{b}", "/{$}x"} {
 		t.Run(pattern, func(t *testing.T) {
