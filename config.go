@@ -40,8 +40,9 @@ type Config struct {
 	Routes map[string]Route `json:"routes,omitempty"`
 	// Base is what connections are made with. An *http.Transport is a template
 	// for each node's own, see [balancer.Balancer.Layer]; another RoundTripper
-	// gets requests with the node's address in their URL, http only.
-	// Default: http.DefaultTransport.
+	// gets requests with the node's address in their URL, http only. What wraps
+	// an *http.Transport, for logs or traces, belongs into PerAttempt, or around
+	// the client. Default: http.DefaultTransport.
 	Base http.RoundTripper `json:"-"`
 	// Observer sees all events. Default: none.
 	Observer event.Observer `json:"-"`

@@ -84,6 +84,29 @@ func codeDefaults(t *testing.T) map[string]string {
 	return defaults
 }
 
+// TestDocsNameEveryEvent looks for each event in the table of docs/choosing.md.
+func TestDocsNameEveryEvent(t *testing.T) {
+	text, err := os.ReadFile("docs/choosing.md")
+	require.NoError(t, err)
+	events := 0
+	for _, f := range sourceTree(t).Files {
+		if f.Test || strings.Contains(f.Path, "examples/") || strings.Contains(f.Path, "internal/") {
+			continue
+		}
+		ast.Inspect(f.Syntax, func(n ast.Node) bool {
+			fn, ok := n.(*ast.FuncDecl)
+			if ok && fn.Name.Name == "EventName" && fn.Body != nil {
+				name, ok := fn.Body.List[0].(*ast.ReturnStmt).Results[0].(*ast.BasicLit)
+				require.True(t, ok, f.Path)
+				require.Contains(t, string(text), "`"+strings.Trim(name.Value, `"`)+"`", f.Path)
+				events++
+			}
+			return true
+		})
+	}
+	require.NotZero(t, events)
+}
+
 func TestMarkdownConfigsAreValid(t *testing.T) {
 	shown := 0
 	for _, name := range markdownFiles(t) {

@@ -30,7 +30,7 @@ func newMux(routes map[string]Route) (*http.ServeMux, []error) {
 func handle(mux *http.ServeMux, pattern string) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("backstay: Routes[%q]: %v", pattern, p)
+			err = fmt.Errorf("backstay: Routes[%q]: %s", pattern, withoutPlaces(fmt.Sprint(p)))
 		}
 	}()
 	seen := pattern
@@ -41,7 +41,32 @@ func handle(mux *http.ServeMux, pattern string) (err error) {
 	if host := routeHost(pattern); host != strings.ToLower(hostOf(host)) {
 		return fmt.Errorf("backstay: Routes[%q]: host is %q, want it in lower case and without a port: it is that of all ports", pattern, host)
 	}
+	if method, _, ok := strings.Cut(pattern, " "); ok && method != strings.ToUpper(method) && isMethod(strings.ToUpper(method)) {
+		return fmt.Errorf("backstay: Routes[%q]: method is %q, want it in upper case, as requests have it", pattern, method)
+	}
 	return nil
+}
+
+// withoutPlaces leaves out where in the code patterns were registered: all were here.
+func withoutPlaces(text string) string {
+	for {
+		before, place, ok := strings.Cut(text, " (registered at ")
+		if !ok {
+			return text
+		}
+		_, after, _ := strings.Cut(place, ")")
+		text = before + after
+	}
+}
+
+// isMethod reports whether a method is one of HTTP's own.
+func isMethod(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	return false
 }
 
 // routeHost returns the host whose calls a pattern matches; "" for any host's.

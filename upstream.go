@@ -2,10 +2,12 @@ package backstay
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +42,9 @@ type Upstream struct {
 func (c *Client) Upstream(name string) (*Upstream, error) {
 	u := &url.URL{Scheme: "http", Host: name}
 	plain, err := serviceName(u)
+	if err == nil && strings.ContainsAny(name, "/?#@") { // no host has these; a target of gRPC's does
+		err = fmt.Errorf(`URL's host is %q, want the name of a service, such as "orders" or "orders:8080"`, name)
+	}
 	if err != nil {
 		return nil, &RequestError{Target: target(u), Err: err}
 	}

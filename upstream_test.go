@@ -135,8 +135,10 @@ func TestUpstreamsCallsKeepToTheLimitsAndAreWaitedFor(t *testing.T) {
 func TestUpstreamOfNothing(t *testing.T) {
 	client, err := backstay.New(nil)
 	require.NoError(t, err)
-	_, err = client.Upstream("")
-	require.ErrorContains(t, err, "want the name of a service")
+	for _, name := range []string{"", "dns:///orders:8080", "http://orders", "orders/v1", "unix:/run/orders", "user@orders"} {
+		_, err = client.Upstream(name)
+		require.ErrorContains(t, err, "want the name of a service", name)
+	}
 	require.NoError(t, client.Close())
 	_, err = client.Upstream("orders")
 	require.ErrorIs(t, err, backstay.ErrClosed)

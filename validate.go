@@ -58,6 +58,7 @@ func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m))
 // validate returns the matcher of the routes, or all that is wrong with c.
 func (c *Config) validate() (*http.ServeMux, error) {
 	p := problems{seen: make(map[place]bool)}
+	p.within("Default").base("Config", c.Base)
 	p.within("Default").service("Default", &c.Default)
 	for _, pattern := range sorted(c.Routes) {
 		// A route stands on whatever service it is used for; what it says
@@ -170,6 +171,7 @@ func (p *problems) service(where string, s *Service) {
 			p.add(where, fmt.Errorf("PerAttempt[%d] is nil, want a layer", i))
 		}
 	}
+	p.base(where, s.Base)
 	p.onOrOff(where, "H2C", s.H2C)
 	p.onOrOff(where, "FailClosed", s.FailClosed)
 	p.onOrOff(where, "Override", s.Override)
@@ -177,6 +179,13 @@ func (p *problems) service(where string, s *Service) {
 	p.onOrOff(where, "Observe", s.Observe)
 	r := s.route()
 	p.route(where, &r, &s.Breaker)
+}
+
+// base finds a transport that is nil in an interface that is not.
+func (p *problems) base(where string, base http.RoundTripper) {
+	if t, ok := base.(*http.Transport); ok && t == nil {
+		p.add(where, errors.New("Base is a nil *http.Transport, want one, or nothing for the default")) //nolint:staticcheck // a field's name
+	}
 }
 
 func (p *problems) onOrOff(where, field string, value Switch) {

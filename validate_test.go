@@ -217,6 +217,14 @@ func TestNamesThatNoURLsHostCanBeAreRefused(t *testing.T) {
 	}
 }
 
+func TestNilTransportsAreErrors(t *testing.T) {
+	var none *http.Transport
+	requireInvalid(t, &backstay.Config{Base: none, Services: map[string]backstay.Service{"orders": {}}},
+		"backstay: Config: Base is a nil *http.Transport")
+	requireInvalid(t, &backstay.Config{Services: map[string]backstay.Service{"orders": {Base: none}, "users": {}}},
+		`backstay: Services["orders"]: Base is a nil *http.Transport`)
+}
+
 func TestPatternsThatServeMuxWouldPanicOnAreErrors(t *testing.T) {
 	for _, pattern := range []string{"", "GET", "v1/{id", "GET  ", "G(ET /x", "/{id}/{id}", "/{...}", "/a{b}", "/{$}x"} {
 		t.Run(pattern, func(t *testing.T) {
@@ -225,8 +233,13 @@ func TestPatternsThatServeMuxWouldPanicOnAreErrors(t *testing.T) {
 	}
 	t.Run("conflict", func(t *testing.T) {
 		_, err := backstay.New(&backstay.Config{Routes: map[string]backstay.Route{"/{a}/x": {}, "/x/{b}": {}}})
-		require.ErrorContains(t, err, `Routes["/{a}/x"]: pattern "/{a}/x"`)
-		require.ErrorContains(t, err, "conflicts with")
+		require.ErrorContains(t, err, `Routes["/{a}/x"]: pattern "/{a}/x" conflicts with pattern "/x/{b}":`+"\n")
+	})
+	t.Run("method that no request has", func(t *testing.T) {
+		requireInvalid(t, &backstay.Config{Routes: map[string]backstay.Route{"get orders/x": {}, "Post /x": {}}},
+			`backstay: Routes["Post /x"]: method is "Post", want it in upper case`,
+			`backstay: Routes["get orders/x"]: method is "get", want it in upper case`)
+		newClient(t, &backstay.Config{Routes: map[string]backstay.Route{"PROPFIND /x": {}, "whatever /y": {}}})
 	})
 	t.Run("host that no service has", func(t *testing.T) {
 		requireInvalid(t, &backstay.Config{Routes: map[string]backstay.Route{"GET Orders/x": {}, "orders:8080/x": {}}},

@@ -117,8 +117,12 @@ func splitMethod(full string) (service, method string, ok bool) {
 //   - Which nodes a call has tried: the retries of a service config, which remain the
 //     user's, may go to the same one again.
 //
-// A service config of the user's own must name the balancer, too: see [Name]. A nil cfg
-// is every default; it is copied.
+// A service config of the user's own stands in place of the one that is among the
+// options, and so must come after them and name the balancer, too:
+//
+//	{"loadBalancingConfig": [{"backstay": {}}], "methodConfig": […]}
+//
+// A nil cfg is every default; it is copied.
 func DialOptions(b *balancer.Balancer, cfg *BridgeConfig) ([]grpc.DialOption, error) {
 	set := new(BridgeConfig)
 	if cfg != nil {
@@ -156,8 +160,11 @@ func (b *sharedBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ 
 	if target.Endpoint() == "" {
 		return nil, fmt.Errorf("backstaygrpc: target is %q, want %s:///%s", target.String(), Name, b.balancer.Service())
 	}
-	// What is wrong with the service config, gRPC's side of the bridge has told already.
-	_ = cc.UpdateState(resolver.State{Attributes: attributesOf(b.shared)})
+	// What is wrong with the settings for it, gRPC's side of the bridge has told already. A
+	// balancer of gRPC's own misses addresses.
+	if err := cc.UpdateState(resolver.State{Attributes: attributesOf(b.shared)}); errors.Is(err, grpcbalancer.ErrBadResolverState) {
+		cc.ReportError(fmt.Errorf(`backstaygrpc: the service config does not name the balancer, want "loadBalancingConfig": [{%q: {}}] in it`, Name))
+	}
 	return sharedResolver{b.balancer}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -466,6 +467,17 @@ backstaygrpc: the balancer is nil, want one, such as that of an Upstream`)
 	err = ask(within(t), conn, grpc.WaitForReady(true))
 	require.Equal(t, codes.Unavailable, status.Code(err))
 	require.ErrorContains(t, err, `settings for service "orders"`)
+
+	const timeouts = `"methodConfig": [{"name": [{}], "timeout": "5s"}]`
+	conn = bridged(t, b, nil, grpc.WithDefaultServiceConfig(`{`+timeouts+`}`))
+	ctx := within(t)
+	for said := false; !said; { // gRPC's own words come first
+		err = ask(ctx, conn)
+		require.Equal(t, codes.Unavailable, status.Code(err))
+		said = strings.Contains(err.Error(), `the service config does not name the balancer, want "loadBalancingConfig": [{"backstay": {}}] in it`)
+	}
+	conn = bridged(t, b, nil, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"backstay": {}}], `+timeouts+`}`))
+	require.NoError(t, ask(within(t), conn))
 
 	opts, err := backstaygrpc.DialOptions(b, nil)
 	require.NoError(t, err)

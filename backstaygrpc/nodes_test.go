@@ -400,6 +400,8 @@ func TestBadInput(t *testing.T) {
 	require.ErrorContains(t, err, `service "orders": client is nil`)
 	_, err = backstaygrpc.NewClient("", client, credentials)
 	require.ErrorContains(t, err, "want the name of a service")
+	_, err = backstaygrpc.NewClient("dns:///orders:50051", client, credentials)
+	require.ErrorContains(t, err, `URL's host is "dns:///orders:50051", want the name of a service`)
 	_, err = backstaygrpc.NewClient("orders", client)
 	require.ErrorContains(t, err, `service "orders"`)
 	require.ErrorContains(t, err, "transport security")

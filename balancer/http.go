@@ -188,7 +188,7 @@ func (l *transport) check(req *http.Request) error {
 	case u.Host == "":
 		reason = `host is "", want the service's name`
 	case u.Scheme == "https" && l.template == nil && !l.opaque:
-		reason = fmt.Sprintf("https needs an *http.Transport below, to check the certificate's name; have %T", l.Next)
+		reason = fmt.Sprintf("https needs an *http.Transport below, to check the certificate's name; have %T: let it wrap the balancer instead, in a Client by Service.PerAttempt", l.Next)
 	default:
 		return nil
 	}

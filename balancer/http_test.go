@@ -152,7 +152,7 @@ func TestURLsThatCannotBeSentAreRefused(t *testing.T) {
 		"no scheme":         {template, &url.URL{Host: "orders", Path: "/x"}, `balancer: URL "//orders/x": scheme is "", want http or https`},
 		"another scheme":    {template, &url.URL{Scheme: "ftp", Host: "orders"}, `balancer: URL "ftp://orders": scheme is "ftp", want http or https`},
 		"no host":           {template, &url.URL{Scheme: "http", Path: "/x"}, `balancer: URL "http:///x": host is "", want the service's name`},
-		"https over others": {over, &url.URL{Scheme: "https", Host: "orders", RawQuery: "secret=1", User: url.UserPassword("u", "p")}, `balancer: URL "https://orders": https needs an *http.Transport below, to check the certificate's name; have balancer_test.roundTrip`},
+		"https over others": {over, &url.URL{Scheme: "https", Host: "orders", RawQuery: "secret=1", User: url.UserPassword("u", "p")}, `balancer: URL "https://orders": https needs an *http.Transport below, to check the certificate's name; have balancer_test.roundTrip: let it wrap the balancer instead, in a Client by Service.PerAttempt`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			body := &watchedBody{Reader: strings.NewReader("hello")}

@@ -42,31 +42,41 @@ type p2c struct {
 	owner *Balancer
 }
 
-// two draws two distinct nodes, or the same one twice if there is only one.
+// two draws two distinct nodes, or the same one twice if there is only one. Where some
+// are to be avoided, it draws on until it has two of the others, so that these are
+// compared: a pair of which one is to be avoided leaves no choice, and among a few nodes
+// most pairs are such. It draws a few times and no more, for there may be no others.
 func (p *p2c) two(call *Call) (*Node, *Node) {
 	n := uint64(len(p.nodes))
 	if n == 1 {
 		return p.nodes[0], p.nodes[0]
 	}
-	var a, b *Node
-	for range 1 + 2*len(call.Avoid) { // once, where nothing is to be avoided
+	var a, b, fresh *Node
+	for range 1 + 3*len(call.Avoid) { // once, where nothing is to be avoided
 		r := p.draw.uint64()
 		i := (r >> 32) * n >> 32
 		j := (r & (1<<32 - 1)) * (n - 1) >> 32
 		j += 1 - (j-i)>>63 // one more if j >= i, without a branch that nobody can predict
 		a, b = p.nodes[i], p.nodes[j]
-		switch {
-		case len(call.Avoid) == 0:
-			return a, b
-		case call.avoids(a):
-			if !call.avoids(b) {
-				return b, b
-			}
-		case call.avoids(b):
-			return a, a
-		default:
+		if len(call.Avoid) == 0 {
 			return a, b
 		}
+		one := a
+		if call.avoids(a) {
+			one = b
+		}
+		switch {
+		case call.avoids(one):
+		case one == a && !call.avoids(b):
+			return a, b
+		case fresh != nil && fresh != one:
+			return fresh, one
+		default:
+			fresh = one
+		}
+	}
+	if fresh != nil {
+		return fresh, fresh
 	}
 	return a, b
 }

@@ -304,7 +304,7 @@ func TestRetryPrefersTheCheaperOfTheOthers(t *testing.T) {
 		got[l.Node().Key()]++
 		l.Done(time.Time{}, success)
 	}
-	require.Greater(t, got[addr(1)], got[addr(2)], "%v", got)
+	require.Greater(t, got[addr(1)], 950, "the others are compared, not drawn: %v", got)
 }
 
 func TestOwnCostDecides(t *testing.T) {

@@ -25,7 +25,8 @@ type logKey struct{}
 
 // WithLog returns a context whose calls are logged, and the log. Every call
 // under it counts, also those that a redirect or a token fetch makes; a log in
-// an inner context takes the calls made under that one.
+// an inner context takes the calls made under that one. It keeps them all, and so
+// belongs into the context of a request or a job, not into one that lives on.
 func WithLog(ctx context.Context) (context.Context, *Log) {
 	l := new(Log)
 	return context.WithValue(ctx, logKey{}, l), l

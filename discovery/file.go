@@ -128,7 +128,11 @@ func decodeFile(content []byte) (map[string][]Endpoint, error) {
 			return nil, fmt.Errorf("%q is there twice, want each service once", service)
 		}
 		var list []json.RawMessage
-		if err := d.Decode(&list); err != nil || list == nil {
+		err = d.Decode(&list)
+		if other := new(json.UnmarshalTypeError); errors.As(err, &other) {
+			err = fmt.Errorf("is a JSON %s, want a list of endpoints", other.Value)
+		}
+		if err != nil || list == nil {
 			return nil, fmt.Errorf("%q: %w", service, syntaxError(d, err, "want a list of endpoints"))
 		}
 		endpoints := make([]Endpoint, len(list))

@@ -65,7 +65,7 @@ func TestFileIsRefusedWholeWithAClearError(t *testing.T) {
 		"no object":         {`["10.0.0.1:80"]`, "want a JSON object of services"},
 		"more":              {`{"orders": []} {}`, "want nothing after the object"},
 		"rubbish after":     {`{"orders": []} x`, "invalid character 'x'"},
-		"no list":           {`{"orders": "10.0.0.1:80"}`, `"orders": at byte 24: json: cannot unmarshal string`},
+		"no list":           {`{"orders": "10.0.0.1:80"}`, `"orders": at byte 24: is a JSON string, want a list of endpoints`},
 		"null":              {`{"orders": null}`, `"orders": at byte 15: want a list of endpoints`},
 		"unknown field":     {`{"orders": ["a:1", {"addr": "b:1", "wieght": 2}]}`, `"orders"[1]: json: unknown field "wieght"`},
 		"wrong type":        {`{"orders": [{"addr": "b:1", "weight": "2"}]}`, `"orders"[0]: json: cannot unmarshal string`},
