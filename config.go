@@ -180,7 +180,7 @@ type Route struct {
 	// Timeout bounds a call, see Service.Timeout. Default: the service's.
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// AttemptTimeout bounds each attempt, from the request written to the
-	// response's headers. Default: the service's.
+	// response's headers. Default: the service's, or Timeout if that is less.
 	AttemptTimeout time.Duration `json:"attemptTimeout,omitempty"`
 	// BodyIdleTimeout is how long reading a response's body may wait for more of
 	// it. Default: the service's.
@@ -225,7 +225,17 @@ func (r Route) inherit(own Route) Route {
 	if r.Rate.Limit != 0 {
 		own.Rate.Burst = 0 // which goes with its Limit
 	}
+	own.AttemptTimeout = within(own.AttemptTimeout, r.Timeout)
 	return inherit.Of(r, own)
+}
+
+// within returns the AttemptTimeout of a wider scope for a narrower one that may have a
+// Timeout: where the two do not go together, what was said of fewer calls counts.
+func within(attempt, timeout time.Duration) time.Duration {
+	if timeout > 0 {
+		attempt = min(attempt, timeout)
+	}
+	return attempt
 }
 
 // route returns the service's settings for calls without a route of their own.
@@ -247,6 +257,7 @@ func (c *Config) service(name string) Service {
 	if own.Rate.Limit != 0 {
 		standard.Rate.Burst = 0 // which goes with its Limit
 	}
+	standard.AttemptTimeout = within(standard.AttemptTimeout, own.Timeout)
 	s := inherit.Of(own, standard)
 	switch { // of the two ways to say where the endpoints are, a service's own counts
 	case own.Resolver != nil && own.Endpoints == nil:

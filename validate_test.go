@@ -1,10 +1,12 @@
 package backstay_test
 
 import (
+	"context"
 	"math"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -176,6 +178,32 @@ func TestSettingsThatDoNotGoTogetherAreFoundWhereverTheyMeet(t *testing.T) {
 		Services: map[string]backstay.Service{"orders:8080": short, "users": short},
 		Routes:   map[string]backstay.Route{"GET orders/x": {AttemptTimeout: 2 * time.Second}},
 	}, `backstay: Services["orders:8080"] with Routes["GET orders/x"]`+want)
+}
+
+// What was said for fewer calls counts.
+func TestAShorterTimeoutBoundsTheAttemptTimeoutOfAWiderScope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hangs := roundTripper(func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		})
+		c := newClient(t, &backstay.Config{
+			Base:    hangs,
+			Default: backstay.Service{AttemptTimeout: 5 * time.Second, Endpoints: discovery.Addrs("10.0.0.1:80")},
+			Services: map[string]backstay.Service{
+				"orders": {}, "users": {Timeout: 2 * time.Second},
+			},
+			Routes: map[string]backstay.Route{"POST orders/x": {Timeout: time.Second}},
+		})
+		for url, want := range map[string]time.Duration{
+			"http://orders/x": time.Second, "http://orders/y": 5 * time.Second, "http://users/x": 2 * time.Second,
+		} {
+			begin := time.Now()
+			_, err := c.Post(url, "", nil)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, want, time.Since(begin), url)
+		}
+	})
 }
 
 func TestAllProblemsAreReportedAndEachOnce(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -186,7 +187,8 @@ func (c *Cache) load(ctx context.Context, key string, ttl time.Duration, u *unar
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if panicked, ok := errors.AsType[*cache.PanicError](err); ok {
-		panic(panicked) //nolint:forbidigo // somebody else's: as it would have been without a cache
+		// As it would have been without a cache, and with the stack of where it was.
+		panic(fmt.Errorf("%w\n\n%s", panicked, panicked.Stack)) //nolint:forbidigo // somebody else's
 	}
 	return k, err
 }

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -26,11 +27,15 @@ func (LoadFailed) EventName() string { return "cache.load_failed" }
 // Level is Warn.
 func (LoadFailed) Level() slog.Level { return slog.LevelWarn }
 
-// LogValue holds the cache's name, the error and the duration.
+// LogValue holds the cache's name, the error and the duration, and the stack of a panic.
 func (e LoadFailed) LogValue() slog.Value {
-	return slog.GroupValue(
+	attrs := []slog.Attr{
 		slog.String("cache", e.Cache),
 		slog.Any("error", e.Err),
 		slog.Duration("duration", e.Duration),
-	)
+	}
+	if p, ok := errors.AsType[*PanicError](e.Err); ok {
+		attrs = append(attrs, slog.String("stack", string(p.Stack)))
+	}
+	return slog.GroupValue(attrs...)
 }

@@ -36,10 +36,9 @@ type PanicError struct {
 	Stack []byte
 }
 
-// Error is the value and the stack.
-func (e *PanicError) Error() string {
-	return fmt.Sprintf("cache: the loader panicked: %v\n\n%s", e.Value, e.Stack)
-}
+// Error is the value. The stack is not in it, for errors find their way to callers and
+// into answers: [LoadFailed] logs it.
+func (e *PanicError) Error() string { return fmt.Sprintf("cache: the loader panicked: %v", e.Value) }
 
 // Unwrap returns the value if it is an error.
 func (e *PanicError) Unwrap() error {

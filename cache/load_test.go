@@ -41,7 +41,9 @@ func TestPanicInALoaderReachesAllWhoWaitWithItsStack(t *testing.T) {
 			require.Equal(t, errDown, p.Value)
 			require.ErrorIs(t, r.err, errDown)
 			require.Contains(t, string(p.Stack), "TestPanicInALoader")
-			require.Contains(t, r.err.Error(), "panicked: down\n\ngoroutine")
+			require.EqualError(t, r.err, "cache: the loader panicked: down")
+			logged := cache.LoadFailed{Err: r.err}.LogValue().Group()
+			require.Contains(t, logged[len(logged)-1].String(), "TestPanicInALoader")
 			require.Less(t, r.took, time.Second)
 		}
 		require.Zero(t, c.Len())

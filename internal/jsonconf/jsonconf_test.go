@@ -171,6 +171,7 @@ func TestUnmarshalErrorsNamePathValueAndConstraint(t *testing.T) {
 		{"duration in a list", `{"steps":["1s",true]}`, `config: steps[1] is true, want a duration such as "250ms"`},
 		{"duration in a map, by pointer", `{"routes":{"a:80":{"timeout":1}}}`, `config: routes["a:80"].timeout is 1, want a duration such as "250ms"`},
 		{"unknown field", `{"retry":{"bas":"1s"}}`, `config: retry.bas is unknown, want one of base, max`},
+		{"field for Go only", `{"now":1}`, `config: now is not for JSON, set Now in Go`},
 		{"name in another case", `{"retry":{"Base":"1s"}}`, `config: retry.Base is unknown, want one of base, max`},
 		{"repeated field", `{"retry":{"base":"1s","base":"2s"}}`, `config: retry.base is given twice, want it once`},
 		{"repeated key", `{"named":{"a":"1s","a":"2s"}}`, `config: named.a is given twice, want it once`},
@@ -211,7 +212,7 @@ func TestUnmarshalErrorsNamePathValueAndConstraint(t *testing.T) {
 }
 
 func TestFieldsWithoutATagAreUnknown(t *testing.T) {
-	for _, name := range []string{"Untagged", "hidden", "Now", "Common", "-"} {
+	for _, name := range []string{"Untagged", "hidden", "Common", "-"} {
 		var c config
 		err := jsonconf.Unmarshal([]byte(`{"`+name+`":null}`), &c)
 		require.ErrorContains(t, err, "config: "+name+" is unknown, want one of name, retry, routes, named")

@@ -115,8 +115,22 @@ func (r *reader) structure(path string, raw json.RawMessage, dst reflect.Value) 
 			r.value(member(path, name), raw, dst.FieldByIndex(fields[i].index))
 			return
 		}
+		if in, ok := onlyInGo(dst.Type(), name); ok {
+			r.fail(member(path, name), "is not for JSON, set %s in Go", in)
+			return
+		}
 		r.fail(member(path, name), "is unknown, want one of %s", strings.Join(names, ", "))
 	})
+}
+
+// onlyInGo returns the field that JSON has no name for but would call so.
+func onlyInGo(t reflect.Type, name string) (field string, ok bool) {
+	for _, f := range reflect.VisibleFields(t) {
+		if f.Tag.Get("json") == "-" && strings.EqualFold(f.Name, name) {
+			return f.Name, true
+		}
+	}
+	return "", false
 }
 
 // object calls each for the members of the object raw, in their order.
