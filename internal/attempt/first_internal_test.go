@@ -85,9 +85,14 @@ func TestASeatIsEmptyAfterAnAttempt(t *testing.T) {
 	w.Add(&s)
 	for _, end := range []func(a *seatedOne){
 		func(a *seatedOne) { a.End() },
-		func(a *seatedOne) { a.Stand(); a.End() },
-		func(a *seatedOne) { a.End(); a.Stand() },
-		func(a *seatedOne) { a.Start(t.Context(), time.Now().Add(-time.Hour), &Limits{Attempt: 1, Watch: &w}); a.check() },
+		func(a *seatedOne) {
+			a.Stand()
+			a.End()
+		},
+		func(a *seatedOne) {
+			a.End()
+			a.Stand()
+		},
 	} {
 		a := &seatedOne{seat: &s}
 		a.Start(t.Context(), time.Time{}, &Limits{Attempt: time.Hour, Watch: &w})
