@@ -201,3 +201,26 @@ func TestPickersAreToldTheTime(t *testing.T) {
 type pickerFunc func(balancer.Call) *balancer.Node
 
 func (f pickerFunc) Pick(c balancer.Call) *balancer.Node { return f(c) }
+
+// What is not known yet when a call is made must not be kept in it for the next one,
+// whatever the policy.
+func TestACallThatIsUsedAgainIsOfItsOwnTime(t *testing.T) {
+	for name, policy := range map[string]balancer.Policy{
+		"peak EWMA": nil, "in flight": balancer.P2C{Cost: balancer.InFlight{}}, "round robin": balancer.RoundRobin{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, exact(balancer.Config{Policy: policy}), endpoints(1), func(t *testing.T, r *rig) {
+				var c balancer.Call
+				var l balancer.Lease
+				for range 2 {
+					time.Sleep(time.Minute)
+					require.NoError(t, r.View(nil).TryAcquire(&c, &l))
+					time.Sleep(time.Millisecond)
+					l.Done(time.Time{}, success)
+				}
+				latency, _ := r.node(addr(0)).Latency(time.Time{})
+				require.Less(t, latency, time.Second)
+			})
+		})
+	}
+}
