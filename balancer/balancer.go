@@ -231,10 +231,12 @@ func (b *Balancer) choose(s *snapshot, c *Call, at int64, frame *call.Frame, l *
 		// Not by way of the interface: copying the call costs a tenth of a pick.
 		first = g.peak.pick(c, at)
 	} else {
-		if c.Now.IsZero() {
+		now := c.Now
+		if now.IsZero() {
 			c.Now = b.at(at)
 		}
 		first = g.picker.Pick(*c)
+		c.Now = now // c may be used again, at another time
 	}
 	if first == nil || (len(c.Avoid) > 0 && c.avoids(first)) {
 		first = b.another(s.eligible, c, first)

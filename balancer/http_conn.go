@@ -36,23 +36,29 @@ type conn struct {
 	closed bool
 }
 
-// address is what a node's address came to for URLs of a host.
-type address struct{ addr, host, hostport string }
+// address is what a node's address came to for URLs of a port, and a host that has it.
+type address struct{ addr, host, port, hostport string }
 
 // hostport returns the node's address with a port: that of u, if it has none.
 func (c *conn) hostport(u *url.URL) (string, error) {
 	addr := c.node.endpoint.Load().Addr
-	if a := c.told.Load(); a != nil && a.addr == addr && a.host == u.Host {
-		return a.hostport, nil
+	told := c.told.Load()
+	known := told != nil && told.addr == addr
+	if known && told.host == u.Host {
+		return told.hostport, nil
 	}
-	network, hostport, err := discovery.DialAddr(addr, cmp.Or(u.Port(), "80"))
+	port := cmp.Or(u.Port(), "80")
+	if known && told.port == port {
+		return told.hostport, nil
+	}
+	network, hostport, err := discovery.DialAddr(addr, port)
 	if err != nil {
 		return "", err
 	}
 	if network != "tcp" {
 		return "", &URLError{URL: addr, Reason: "a unix socket needs an *http.Transport below"}
 	}
-	c.told.Store(&address{addr, u.Host, hostport})
+	c.told.Store(&address{addr, u.Host, port, hostport})
 	return hostport, nil
 }
 

@@ -3,6 +3,7 @@ package balancer_test
 import (
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -125,7 +126,7 @@ func TestLastCallOfAConnectionSaysSo(t *testing.T) {
 }
 
 func BenchmarkLastCall(b *testing.B) {
-	for name, conns := range map[string]balancer.ConnConfig{"without": {}, "counted": {MaxRequests: 1 << 40}} {
+	for name, conns := range map[string]balancer.ConnConfig{"without": {}, "counted": {MaxRequests: math.MaxInt32}} {
 		b.Run(name, func(b *testing.B) {
 			c := newCaller(b, 1, backstaytest.FleetConfig{}, balancer.Config{Conns: conns}, nil)
 			b.ReportAllocs()

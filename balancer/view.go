@@ -116,11 +116,11 @@ func keep(nodes []*Node, ready func(*Node) bool) []*Node {
 	return kept
 }
 
-// TryAcquire takes a lease on a node of the view for c, which it may change, as
-// [Balancer.Acquire] does, and never waits. The lease is put into *l, where it will
-// stay; after an error that is the zero Lease. With no node in the view the error is an
-// [*Error] around [ErrNoNodes]; it is around the resolver's error if that has found none
-// yet, and around [ErrClosed] if the balancer had been closed.
+// TryAcquire takes a lease on a node of the view for c, as [Balancer.Acquire] does, and
+// never waits. The lease is put into *l, where it will stay, in the place of none or of
+// one that is done; after an error that is the zero Lease. With no node in the view the
+// error is an [*Error] around [ErrNoNodes]; it is around the resolver's error if that has
+// found none yet, and around [ErrClosed] if the balancer had been closed.
 func (v *View) TryAcquire(c *Call, l *Lease) error {
 	err := v.err
 	if v.s != nil {
