@@ -92,7 +92,7 @@ func TestWrongJSONIsRefusedAsAWholeAndNamed(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"unknown field", `{"default": {"timout": "1s"}}`, "config: default.timout is unknown, want one of endpoints, "},
 		{"unknown field of a part", `{"services": {"orders": {"retry": {"attempts": 2}}}}`, "config: services.orders.retry.attempts is unknown, want one of name, maxAttempts, "},
-		{"field that has no JSON", `{"default": {"policy": "p2c"}}`, "config: default.policy is unknown"},
+		{"field that has no JSON", `{"default": {"policy": "p2c"}}`, "config: default.policy is not for JSON, set Policy in Go"},
 		{"other case", `{"Default": {}}`, "config: Default is unknown, want one of default, services, routes, "},
 		{"number for a duration", `{"default": {"timeout": 1}}`, `config: default.timeout is 1, want a duration such as "250ms"`},
 		{"no duration", `{"routes": {"/x": {"cacheTTL": "soon"}}}`, `config: routes["/x"].cacheTTL is "soon", want a duration such as "250ms"`},

@@ -166,6 +166,9 @@ func (p *problems) service(where string, s *Service) {
 		}
 		p.endpoints(where, s.Endpoints)
 	}
+	if v, ok := s.Resolver.(interface{ Validate() error }); ok {
+		p.add(where+".Resolver", v.Validate())
+	}
 	for i, layer := range s.PerAttempt {
 		if layer == nil {
 			p.add(where, fmt.Errorf("PerAttempt[%d] is nil, want a layer", i))

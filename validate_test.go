@@ -245,6 +245,15 @@ func TestNamesThatNoURLsHostCanBeAreRefused(t *testing.T) {
 	}
 }
 
+func TestMistakesOfAResolverAreErrors(t *testing.T) {
+	bad := discovery.Merge(discovery.DNS(&discovery.DNSConfig{Server: "a:b:c"}))
+	requireInvalid(t, &backstay.Config{Services: map[string]backstay.Service{"orders": {Resolver: bad}}},
+		`backstay: Services["orders"].Resolver: discovery: Server is "a:b:c", want host:port or host`)
+	_, err := balancer.New("orders", bad, &balancer.Config{PanicThreshold: 2})
+	require.ErrorContains(t, err, `discovery: Server is "a:b:c"`)
+	require.ErrorContains(t, err, "PanicThreshold is 2")
+}
+
 func TestNilTransportsAreErrors(t *testing.T) {
 	var none *http.Transport
 	requireInvalid(t, &backstay.Config{Base: none, Services: map[string]backstay.Service{"orders": {}}},

@@ -108,6 +108,9 @@ func New(service string, r discovery.Resolver, cfg *Config) (*Balancer, error) {
 	if r == nil {
 		errs = append(errs, errors.New("balancer: resolver is nil, want one, such as discovery.DNS(nil)"))
 	}
+	if v, ok := r.(interface{ Validate() error }); ok {
+		errs = append(errs, v.Validate())
+	}
 	if err := errors.Join(append(errs, cfg.Validate())...); err != nil {
 		return nil, err
 	}

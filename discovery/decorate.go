@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"iter"
 )
 
@@ -25,6 +26,9 @@ type edited struct {
 	edit   func(Endpoint) (Endpoint, bool)
 }
 
+// Validate asks the source.
+func (r edited) Validate() error { return validate(r.source) }
+
 // Watch is the source's watch, with its sets edited.
 func (r edited) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	return func(yield func(Set, error) bool) {
@@ -44,3 +48,23 @@ func (r edited) Watch(ctx context.Context, service string) iter.Seq2[Set, error]
 		}
 	}
 }
+
+// validate asks resolvers that can tell whether their settings make sense.
+func validate(resolvers ...Resolver) error {
+	var errs []error
+	for _, r := range resolvers {
+		if v, ok := r.(interface{ Validate() error }); ok {
+			errs = append(errs, v.Validate())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// based is a resolver that is a function of another one.
+type based struct {
+	ResolverFunc
+	source Resolver
+}
+
+// Validate asks the source.
+func (r based) Validate() error { return validate(r.source) }

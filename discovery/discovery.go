@@ -147,7 +147,9 @@ func (s Set) Equal(o Set) bool {
 // has ended, and must not return before unless it cannot go on: whoever
 // supervises it starts it again.
 //
-// Implementations that can be asked to look again soon listen to [Hints].
+// Implementations that can be asked to look again soon listen to [Hints]. One that has a
+// method Validate() error is asked by whoever will use it whether its settings make sense;
+// those of this package ask what they are made of.
 type Resolver interface {
 	Watch(ctx context.Context, service string) iter.Seq2[Set, error]
 }

@@ -68,6 +68,9 @@ func resolveError(service string, err error) error {
 // broken is a resolver that was configured wrongly.
 type broken struct{ err error }
 
+// Validate returns the error.
+func (b broken) Validate() error { return b.err }
+
 // Watch yields the error and waits, for nothing will mend it.
 func (b broken) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	return func(yield func(Set, error) bool) {

@@ -13,7 +13,7 @@ import (
 // one, there is none. Each Key counts once, and endpoints that are not valid do
 // not count; those that drain do.
 func MinEndpoints(r Resolver, n int) Resolver {
-	return ResolverFunc(func(ctx context.Context, service string) iter.Seq2[Set, error] {
+	return based{source: r, ResolverFunc: func(ctx context.Context, service string) iter.Seq2[Set, error] {
 		return func(yield func(Set, error) bool) {
 			for set, err := range r.Watch(ctx, service) {
 				if err == nil {
@@ -26,7 +26,7 @@ func MinEndpoints(r Resolver, n int) Resolver {
 				}
 			}
 		}
-	})
+	}}
 }
 
 // TooFewError says that a set was smaller than [MinEndpoints] allows.

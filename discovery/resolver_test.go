@@ -203,3 +203,29 @@ func TestDecoratorsAreResolvers(t *testing.T) {
 		})
 	}
 }
+
+// What is made of a resolver passes its Validate on.
+func TestMistakesInAResolversSettingsAreToldBeforeItIsUsed(t *testing.T) {
+	const want = `Family is "ipv5"`
+	bad, fine := discovery.DNS(&discovery.DNSConfig{Family: "ipv5"}), discovery.DNS(nil)
+	every := func(discovery.Endpoint) bool { return true }
+	same := func(e discovery.Endpoint) discovery.Endpoint { return e }
+	for name, r := range map[string]discovery.Resolver{
+		"itself": bad, "srv": discovery.SRV(&discovery.SRVConfig{DNS: discovery.DNSConfig{Family: "ipv5"}}),
+		"filter": discovery.Filter(bad, every), "map": discovery.Map(bad, same),
+		"merge": discovery.Merge(fine, bad), "failover": discovery.Failover(fine, bad),
+		"min": discovery.MinEndpoints(bad, 2), "subset": discovery.Subset(bad, &discovery.SubsetConfig{Client: "me"}),
+		"supervised": discovery.Supervise(discovery.MinEndpoints(bad, 2), nil),
+	} {
+		v, ok := r.(interface{ Validate() error })
+		require.True(t, ok, name)
+		require.ErrorContains(t, v.Validate(), want, name)
+	}
+	for _, r := range []discovery.Resolver{
+		discovery.Filter(fine, every), discovery.Merge(fine, discovery.Static()), discovery.Merge(),
+		discovery.MinEndpoints(fine, 1), discovery.Supervise(fine, nil),
+	} {
+		v, _ := r.(interface{ Validate() error })
+		require.NoError(t, v.Validate())
+	}
+}

@@ -23,6 +23,9 @@ type several struct {
 
 type combine func(now time.Time, late bool, service string, inputs []input) (out []update, due time.Time)
 
+// Validate asks all of them.
+func (s several) Validate() error { return validate(s.resolvers...) }
+
 // Watch follows every resolver on a goroutine of its own.
 func (s several) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	if len(s.resolvers) == 0 {

@@ -67,6 +67,9 @@ type subset struct {
 	size   int
 }
 
+// Validate asks the source.
+func (r subset) Validate() error { return validate(r.source) }
+
 // Watch is the source's watch, with a subset of its sets.
 func (r subset) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
 	return func(yield func(Set, error) bool) {

@@ -97,6 +97,9 @@ type supervisor struct {
 	cfg    SuperviseConfig
 }
 
+// Validate asks the source.
+func (s *supervisor) Validate() error { return validate(s.source) }
+
 // Watch follows the source on a goroutine of its own, so that time can pass
 // while the source is silent.
 func (s *supervisor) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
