@@ -229,8 +229,9 @@ func (r Route) inherit(own Route) Route {
 	return inherit.Of(r, own)
 }
 
-// within returns the AttemptTimeout of a wider scope for a narrower one that may have a
-// Timeout: where the two do not go together, what was said of fewer calls counts.
+// within returns the AttemptTimeout of a wider scope, or the default, for a narrower one
+// that may have a Timeout: where they do not go together, what was said of fewer calls
+// counts.
 func within(attempt, timeout time.Duration) time.Duration {
 	if timeout > 0 {
 		attempt = min(attempt, timeout)

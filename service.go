@@ -257,10 +257,7 @@ func (s *service) pipe(pattern string, r, own Route, shared parts, observed bool
 		attemptTimeout: r.AttemptTimeout, bodyIdle: max(r.BodyIdleTimeout, 0), split: r.Split,
 	}
 	if p.attemptTimeout == 0 {
-		p.attemptTimeout = defaultAttemptTimeout
-		if p.timeout > 0 {
-			p.attemptTimeout = min(p.attemptTimeout, p.timeout)
-		}
+		p.attemptTimeout = within(defaultAttemptTimeout, p.timeout)
 	}
 	rt := shared.attempts
 	members := slices.Clone(shared.members)

@@ -10,24 +10,21 @@ import (
 // leave none: that is an empty set, as authoritative as r's. keep must be safe
 // for concurrent use.
 func Filter(r Resolver, keep func(Endpoint) bool) Resolver {
-	return edited{r, func(e Endpoint) (Endpoint, bool) { return e, keep(e) }}
+	return edited{derived{r}, func(e Endpoint) (Endpoint, bool) { return e, keep(e) }}
 }
 
 // Map returns r with each endpoint replaced by what change makes of it. change
 // gets a copy, but must not write to what its slices and maps refer to, and must
 // be safe for concurrent use.
 func Map(r Resolver, change func(Endpoint) Endpoint) Resolver {
-	return edited{r, func(e Endpoint) (Endpoint, bool) { return change(e), true }}
+	return edited{derived{r}, func(e Endpoint) (Endpoint, bool) { return change(e), true }}
 }
 
 // edited is a resolver whose endpoints are changed or left out one by one.
 type edited struct {
-	source Resolver
-	edit   func(Endpoint) (Endpoint, bool)
+	derived
+	edit func(Endpoint) (Endpoint, bool)
 }
-
-// Validate asks the source.
-func (r edited) Validate() error { return validate(r.source) }
 
 // Watch is the source's watch, with its sets edited.
 func (r edited) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
@@ -60,11 +57,8 @@ func validate(resolvers ...Resolver) error {
 	return errors.Join(errs...)
 }
 
-// based is a resolver that is a function of another one.
-type based struct {
-	ResolverFunc
-	source Resolver
-}
+// derived is what resolvers that are made of another one have in common.
+type derived struct{ source Resolver }
 
 // Validate asks the source.
-func (r based) Validate() error { return validate(r.source) }
+func (d derived) Validate() error { return validate(d.source) }

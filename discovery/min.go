@@ -13,20 +13,28 @@ import (
 // one, there is none. Each Key counts once, and endpoints that are not valid do
 // not count; those that drain do.
 func MinEndpoints(r Resolver, n int) Resolver {
-	return based{source: r, ResolverFunc: func(ctx context.Context, service string) iter.Seq2[Set, error] {
-		return func(yield func(Set, error) bool) {
-			for set, err := range r.Watch(ctx, service) {
-				if err == nil {
-					if valid, _ := validEndpoints(set.Endpoints); len(valid) < n {
-						set, err = Set{}, resolveError(service, &TooFewError{len(valid), n})
-					}
-				}
-				if !yield(set, err) {
-					return
+	return atLeast{derived{r}, n}
+}
+
+type atLeast struct {
+	derived
+	n int
+}
+
+// Watch is the source's watch, with an error in place of sets that are too small.
+func (r atLeast) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {
+	return func(yield func(Set, error) bool) {
+		for set, err := range r.source.Watch(ctx, service) {
+			if err == nil {
+				if valid, _ := validEndpoints(set.Endpoints); len(valid) < r.n {
+					set, err = Set{}, resolveError(service, &TooFewError{len(valid), r.n})
 				}
 			}
+			if !yield(set, err) {
+				return
+			}
 		}
-	}}
+	}
 }
 
 // TooFewError says that a set was smaller than [MinEndpoints] allows.

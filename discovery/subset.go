@@ -58,17 +58,14 @@ func Subset(r Resolver, cfg *SubsetConfig) Resolver {
 		}
 		c.Client = host + "/" + filepath.Base(os.Args[0])
 	}
-	return subset{r, hash.String(0, c.Client), c.Size}
+	return subset{derived{r}, hash.String(0, c.Client), c.Size}
 }
 
 type subset struct {
-	source Resolver
+	derived
 	client uint64
 	size   int
 }
-
-// Validate asks the source.
-func (r subset) Validate() error { return validate(r.source) }
 
 // Watch is the source's watch, with a subset of its sets.
 func (r subset) Watch(ctx context.Context, service string) iter.Seq2[Set, error] {

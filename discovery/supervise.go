@@ -89,16 +89,13 @@ func Supervise(r Resolver, cfg *SuperviseConfig) Resolver {
 	if err := cfg.Validate(); err != nil {
 		return broken{err}
 	}
-	return &supervisor{source: r, cfg: cfg.withDefaults()}
+	return &supervisor{derived: derived{r}, cfg: cfg.withDefaults()}
 }
 
 type supervisor struct {
-	source Resolver
-	cfg    SuperviseConfig
+	derived
+	cfg SuperviseConfig
 }
-
-// Validate asks the source.
-func (s *supervisor) Validate() error { return validate(s.source) }
 
 // Watch follows the source on a goroutine of its own, so that time can pass
 // while the source is silent.

@@ -19,8 +19,8 @@ import (
 type flight struct {
 	attempt.Attempt
 	out http.Request
-	req *http.Request
-	log *logged // nil if nobody looks, or an inner layer keeps the log
+	req *http.Request // what a hedge sends, and an attempt that may outlive its call
+	log *logged       // nil if nobody looks, or an inner layer keeps the log
 }
 
 // logged is a flight's place in the call's log.
@@ -92,7 +92,6 @@ func (c *exchange) try(a *answer, body io.ReadCloser, getBody func() (io.ReadClo
 		if start = now; start.IsZero() {
 			start = call.Now(c.frame)
 		}
-		fl.req = c.req
 		fl.Start(c.ctx, start, &c.limits)
 		if c.lane != nil {
 			fl.Cancelable()
