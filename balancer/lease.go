@@ -174,7 +174,7 @@ func (l *Lease) learn(at int64, latencyNeutral bool, o outcome.Outcome) (outcome
 		if o = n.judge(l.owner, elapsed, o); o.Class == outcome.Neutral {
 			if !latencyNeutral {
 				n.raise(at, elapsed)
-				l.regained(elapsed, o.Class)
+				l.regained(at, elapsed, o.Class)
 			}
 			l.breaker.Answered(l.owner.at(at), o)
 			return o, 0
@@ -183,7 +183,7 @@ func (l *Lease) learn(at int64, latencyNeutral bool, o outcome.Outcome) (outcome
 		n.unwell.And(^unansweredMask)
 	}
 	if !latencyNeutral {
-		l.regained(elapsed, o.Class)
+		l.regained(at, elapsed, o.Class)
 	}
 	row, flags := uint32(0), uint32(0)
 	switch {
@@ -209,9 +209,9 @@ func (l *Lease) learn(at int64, latencyNeutral bool, o outcome.Outcome) (outcome
 
 // regained tells a node that is regaining its calls of an answer. Of any other it does
 // not even touch that part.
-func (l *Lease) regained(elapsed int64, class outcome.Class) {
+func (l *Lease) regained(at, elapsed int64, class outcome.Class) {
 	if l.gate&gateState == gateAsk {
-		l.node.regain.answered(l.gate, elapsed, class)
+		l.node.regain.answered(l.gate, at, elapsed, class)
 	}
 }
 

@@ -21,9 +21,19 @@ import (
 // they take regainSlack times as long as before, on average, calls wait for each other
 // at the node; then it is one more with each round. A single slow answer means nothing,
 // and what goes on for long enough is how the node is: so what there was before is a
-// mean that goes down at once and up slowly. A failure takes back regainFailure good
-// answers. It is over when nobody has been refused for regainQuiet, and in any case
-// after regainMost. Calls that are LatencyNeutral are neither counted nor refused.
+// mean that goes down at once and up slowly.
+//
+// A failure takes back regainFailure good answers. Calls that wait for too long fail
+// together, and that they are so many says no more than that there were too many: the
+// failures of calls that were sent before the first of them came leave half of what
+// there was. If they were many, it is one more with each round beyond that half, for
+// regainMost. (So does TCP with what is lost: RFC 5681.) Without that, nodes that had come
+// back took turns at being given too much and too little for as long as the load was
+// near what they can do.
+//
+// It is over when nobody has been refused for regainQuiet, or if the node has answered
+// hardly anybody in regainMost, so that nothing is known. Calls that are LatencyNeutral
+// are neither counted nor refused.
 type regain struct {
 	gate atomic.Uint64 // the node's while it is regaining; else 0
 
@@ -37,14 +47,19 @@ type regain struct {
 	answers  int64 // those so far
 	took     int64 // all of them
 	began    int64
-	refused  int64 // when somebody last was
+	refused  int64   // when somebody last was
+	cut      int64   // when failures began to take calls back that were sent before
+	floor    float64 // what they leave
+	lost     int     // how many they were
+	bend     float64 // beyond it there is one more with each round; 0 if it is not known
+	bent     int64   // when that was seen
 }
 
 const (
 	regainSlack   = 2
 	regainFailure = 3
-	regainSample  = 8
-	regainRise    = 8 // the rounds in which quick goes most of the way up
+	regainSample  = 16
+	regainRise    = 24 // the rounds in which quick goes most of the way up
 
 	regainQuiet = int64(10 * time.Second)
 	regainMost  = int64(time.Minute)
@@ -62,6 +77,7 @@ func (r *regain) begin(b *Balancer, gate uint64) {
 	at, probes := b.since(clock.Now()), float64(cmp.Or(b.cfg.Breaker.Probes, 3))
 	r.awaiting, r.allowed, r.least, r.began, r.refused = 0, probes, probes, at, at
 	r.quick, r.slow, r.answers, r.took, r.round = 0, false, 0, 0, regainSample
+	r.cut = at
 	r.gate.Store(gate)
 }
 
@@ -100,11 +116,11 @@ func (r *regain) limit(gate uint64, at int64) int {
 
 // over reports whether the node has regained its calls. r.mu is held.
 func (r *regain) over(at int64) bool {
-	return at-r.began > regainMost || at-r.refused > regainQuiet
+	return at-r.refused > regainQuiet || at-r.began > regainMost && r.quick == 0
 }
 
 // answered takes back what admits has counted, and learns from it.
-func (r *regain) answered(gate uint64, elapsed int64, class outcome.Class) {
+func (r *regain) answered(gate uint64, at, elapsed int64, class outcome.Class) {
 	if r.gate.Load() != gate {
 		return
 	}
@@ -116,21 +132,32 @@ func (r *regain) answered(gate uint64, elapsed int64, class outcome.Class) {
 	r.awaiting--
 	switch class {
 	case outcome.Success:
-		r.good(elapsed)
+		r.good(at, elapsed)
 	case outcome.Neutral:
 	default:
-		r.allowed = max(r.allowed-regainFailure, r.least)
+		r.failed(at, elapsed)
 	}
 }
 
+// failed takes a failure into account. r.mu is held.
+func (r *regain) failed(at, elapsed int64) {
+	if at-elapsed >= r.cut {
+		r.cut, r.floor, r.lost = at, max(r.allowed/2, r.least), 0
+	}
+	if r.lost++; float64(r.lost) >= max(r.floor/2, regainSample) {
+		r.bend, r.bent = r.floor, at
+	}
+	r.allowed = max(r.allowed-regainFailure, r.floor)
+}
+
 // good takes a good answer into account. r.mu is held.
-func (r *regain) good(elapsed int64) {
+func (r *regain) good(at, elapsed int64) {
 	r.answers++
 	r.took += elapsed
 	if r.quick > 0 && r.answers >= regainSample {
 		r.slow = r.took > regainSlack*r.quick*r.answers
 	}
-	if r.slow {
+	if r.slow || r.allowed >= r.bend && r.bend > 0 && at-r.bent < regainMost {
 		r.allowed += 1 / r.allowed
 	} else {
 		r.allowed++
