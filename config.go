@@ -61,8 +61,8 @@ type Service struct {
 	// Resolver finds the endpoints. Default: discovery.DNS(nil); for an IP
 	// address and for localhost, that one endpoint.
 	Resolver discovery.Resolver `json:"-"`
-	// Endpoints are the service's endpoints where they are known; then no
-	// Resolver is asked. Default: none.
+	// Endpoints are the service's endpoints where they are known, at least one; then
+	// no Resolver is asked. Default: none.
 	Endpoints []discovery.Endpoint `json:"endpoints,omitempty"`
 
 	// Policy chooses among the nodes. Default: balancer.P2C with PeakEWMA.

@@ -160,6 +160,9 @@ func (p *problems) service(where string, s *Service) {
 	}
 	_, err = cache.NewHTTP(&s.CacheStore)
 	p.add(where+".CacheStore", err)
+	if s.Endpoints != nil && len(s.Endpoints) == 0 {
+		p.add(where, errors.New("Endpoints is empty, want at least one, or nil to have them looked up")) //nolint:staticcheck // a field's name
+	}
 	if len(s.Endpoints) > 0 {
 		if s.Resolver != nil {
 			p.add(where, errors.New("Endpoints and Resolver are both set, want one of them")) //nolint:staticcheck // fields' names

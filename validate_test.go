@@ -58,6 +58,7 @@ var mistakes = []struct {
 	{"endpoint weight", func(s *backstay.Service) { s.Endpoints = []discovery.Endpoint{{Addr: "a", Weight: math.Inf(1)}} }, `.Endpoints[0]: discovery: endpoint "a": Weight is +Inf, want a finite number >= 0`},
 	{"endpoint priority", func(s *backstay.Service) { s.Endpoints = []discovery.Endpoint{{Addr: "a", Priority: -1}} }, `.Endpoints[0]: discovery: endpoint "a": Priority is -1, want a number >= 0`},
 	{"endpoint twice", func(s *backstay.Service) { s.Endpoints = discovery.Addrs("a", "b", "a") }, `.Endpoints[2]: "a" is Endpoints[0] already, want each once`},
+	{"no endpoints", func(s *backstay.Service) { s.Endpoints = []discovery.Endpoint{} }, ": Endpoints is empty, want at least one, or nil to have them looked up"},
 	{"endpoints and resolver", func(s *backstay.Service) { s.Endpoints, s.Resolver = discovery.Addrs("a"), itself }, ": Endpoints and Resolver are both set, want one of them"},
 	{"layer", func(s *backstay.Service) { s.PerAttempt = make([]func(http.RoundTripper) http.RoundTripper, 1) }, ": PerAttempt[0] is nil, want a layer"},
 	{"hash key", func(s *backstay.Service) { s.HashKey.Query = "user" }, ": balancer: HashKey is {Header: Cookie: Query:user}, want a Policy that goes by keys, such as Rendezvous; have the default one"},
