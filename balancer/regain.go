@@ -23,22 +23,24 @@ import (
 // and what goes on for long enough is how the node is: so what there was before is a
 // mean that goes down at once and up slowly.
 //
-// A failure takes back regainFailure good answers. Calls that wait for too long fail
-// together, and that they are so many says no more than that there were too many: the
-// failures of calls that were sent before the first of them came leave half of what
-// there was. If they were many, it is one more with each round beyond that half, for
-// regainMost. (So does TCP with what is lost: RFC 5681.) Without that, nodes that had come
-// back took turns at being given too much and too little for as long as the load was
-// near what they can do.
+// A failure takes back a good answer, so that a node comes back whose breaker stays
+// closed. But calls that wait for too long fail together. When half of those fail that
+// awaited an answer when the first of them did, it has been too much: half are left,
+// and beyond that half it is one more with each round. (So does TCP with what is lost:
+// RFC 5681.) Without that, nodes that had come back took turns at being given too much
+// and too little for as long as the load was near what they can do. After regainMost
+// without such a loss, the node is what it is: both measures are taken anew.
 //
-// It is over when nobody has been refused for regainQuiet, or if the node has answered
-// hardly anybody in regainMost, so that nothing is known. Calls that are LatencyNeutral
-// are neither counted nor refused.
+// There are never more than twice as many as have been needed. It is over when nobody
+// has been refused for regainQuiet and calls do not wait for each other, or if the node
+// has answered hardly anybody in regainMost, so that nothing is known. Calls that are
+// LatencyNeutral are neither counted nor refused.
 type regain struct {
 	gate atomic.Uint64 // the node's while it is regaining; else 0
 
 	mu       sync.Mutex
 	awaiting int     // calls of this gate that have no answer yet
+	peak     int     // the most there have been
 	allowed  float64 // how many there may be
 	least    float64
 	quick    int64 // what an answer takes; 0 until regainSample are here
@@ -48,18 +50,17 @@ type regain struct {
 	took     int64 // all of them
 	began    int64
 	refused  int64   // when somebody last was
-	cut      int64   // when failures began to take calls back that were sent before
-	floor    float64 // what they leave
-	lost     int     // how many they were
+	cut      int64   // when a call failed that was sent after the cut before
+	lost     int     // how many have failed since then that were sent before it
+	floor    float64 // half of what there might be then
 	bend     float64 // beyond it there is one more with each round; 0 if it is not known
-	bent     int64   // when that was seen
+	bent     int64   // when half of them were lost
 }
 
 const (
-	regainSlack   = 2
-	regainFailure = 3
-	regainSample  = 16
-	regainRise    = 24 // the rounds in which quick goes most of the way up
+	regainSlack  = 2
+	regainSample = 16
+	regainRise   = 24 // the rounds in which quick goes most of the way up
 
 	regainQuiet = int64(10 * time.Second)
 	regainMost  = int64(time.Minute)
@@ -75,9 +76,9 @@ func (r *regain) begin(b *Balancer, gate uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, probes := b.since(clock.Now()), float64(cmp.Or(b.cfg.Breaker.Probes, 3))
-	r.awaiting, r.allowed, r.least, r.began, r.refused = 0, probes, probes, at, at
+	r.awaiting, r.peak, r.allowed, r.least, r.began, r.refused = 0, 0, probes, probes, at, at
 	r.quick, r.slow, r.answers, r.took, r.round = 0, false, 0, 0, regainSample
-	r.cut = at
+	r.cut, r.lost, r.floor = at, 0, probes
 	r.gate.Store(gate)
 }
 
@@ -96,6 +97,7 @@ func (r *regain) admits(gate uint64, at int64) (most int, over bool) {
 		return 0, true
 	case r.awaiting < int(r.allowed):
 		r.awaiting++
+		r.peak = max(r.peak, r.awaiting)
 	default:
 		r.refused = at
 		return int(r.allowed), false
@@ -116,7 +118,7 @@ func (r *regain) limit(gate uint64, at int64) int {
 
 // over reports whether the node has regained its calls. r.mu is held.
 func (r *regain) over(at int64) bool {
-	return at-r.refused > regainQuiet || at-r.began > regainMost && r.quick == 0
+	return at-r.refused > regainQuiet && !r.slow || at-r.began > regainMost && r.quick == 0
 }
 
 // answered takes back what admits has counted, and learns from it.
@@ -142,12 +144,20 @@ func (r *regain) answered(gate uint64, at, elapsed int64, class outcome.Class) {
 // failed takes a failure into account. r.mu is held.
 func (r *regain) failed(at, elapsed int64) {
 	if at-elapsed >= r.cut {
-		r.cut, r.floor, r.lost = at, max(r.allowed/2, r.least), 0
+		r.cut, r.lost, r.floor = at, 0, max(r.allowed/2, r.least)
 	}
-	if r.lost++; float64(r.lost) >= max(r.floor/2, regainSample) {
-		r.bend, r.bent = r.floor, at
+	r.allowed = max(r.allowed-r.step(), r.floor)
+	if r.lost++; float64(r.lost) >= max(r.floor, regainSample) {
+		r.allowed, r.bend, r.bent = r.floor, r.floor, at
 	}
-	r.allowed = max(r.allowed-regainFailure, r.floor)
+}
+
+// step is what an answer makes of what there may be. r.mu is held.
+func (r *regain) step() float64 {
+	if r.slow || r.bend > 0 && r.allowed >= r.bend {
+		return 1 / r.allowed
+	}
+	return 1
 }
 
 // good takes a good answer into account. r.mu is held.
@@ -157,18 +167,19 @@ func (r *regain) good(at, elapsed int64) {
 	if r.quick > 0 && r.answers >= regainSample {
 		r.slow = r.took > regainSlack*r.quick*r.answers
 	}
-	if r.slow || r.allowed >= r.bend && r.bend > 0 && at-r.bent < regainMost {
-		r.allowed += 1 / r.allowed
-	} else {
-		r.allowed++
+	if r.allowed < 2*float64(r.peak) {
+		r.allowed += r.step()
 	}
 	if r.answers < r.round {
 		return
 	}
 	mean := max(r.took/r.answers, 1)
-	if r.quick == 0 || mean < r.quick {
+	switch {
+	case at-max(r.began, r.bent) > regainMost:
+		r.quick, r.bend = mean, 0
+	case r.quick == 0 || mean < r.quick:
 		r.quick = mean
-	} else {
+	default:
 		r.quick += (mean - r.quick) / regainRise
 	}
 	r.answers, r.took, r.round = 0, 0, max(regainSample, int64(r.allowed))

@@ -79,7 +79,7 @@ func TestNodeThatHasRecoveredGetsHardlyMoreCallsWhenTheyWaitThere(t *testing.T) 
 	})
 }
 
-func TestFailureTakesThreeCallsFromANodeThatHasRecovered(t *testing.T) {
+func TestFailureTakesACallFromANodeThatHasRecovered(t *testing.T) {
 	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
 		for range 3 {
@@ -89,11 +89,23 @@ func TestFailureTakesThreeCallsFromANodeThatHasRecovered(t *testing.T) {
 		}
 		leases := r.admitted(100)
 		require.Len(t, leases, 24)
-		leases[0].Done(time.Time{}, failure)
-		for _, l := range leases[1:] {
-			l.Done(time.Time{}, cancelled) // says nothing
+		for i, l := range leases {
+			if i < 5 {
+				l.Done(time.Time{}, failure)
+			} else {
+				l.Done(time.Time{}, cancelled) // says nothing
+			}
 		}
-		require.Len(t, r.admitted(100), 21)
+		require.Len(t, r.admitted(100), 19)
+	})
+}
+
+// Whoever reads the clock before the breaker closes may take his lease after it.
+func TestCallThatBeganBeforeTheNodeHasRecoveredFails(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		r.acquire(balancer.Call{Now: time.Now().Add(-time.Second)}).Done(time.Time{}, failure)
+		require.Len(t, r.admitted(100), 3)
 	})
 }
 
@@ -123,16 +135,21 @@ func TestCallsThatFailTogetherLeaveHalfAndANodeComesNearThatSlowly(t *testing.T)
 		}
 		time.Sleep(9 * time.Second)
 		round(success) // it was a minute ago
-		require.Greater(t, round(success), 100)
+		require.Greater(t, round(success), 90)
 	})
 }
 
-// Service times differ, and a few calls fail for reasons of their own: with the least
-// time for a measure, and half of the calls lost by a failure, the node had three at a
-// time for the whole minute.
+// Service times differ, and calls fail for reasons of their own: with the least time for
+// a measure, and half of the calls lost by a failure, the node had three at a time for
+// the whole minute; and with three of them lost, one that fails two calls of five, which
+// opens no breaker, had as few for ever.
 func TestNodeThatHasRecoveredRegainsItsCallsWhateverSingleAnswersAreLike(t *testing.T) {
-	for _, mean := range []time.Duration{50 * time.Millisecond, time.Second} {
-		inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+	for _, c := range []struct {
+		mean    time.Duration
+		failing float64
+	}{{50 * time.Millisecond, 0.05}, {time.Second, 0.05}, {50 * time.Millisecond, 0.4}} {
+		config := balancer.Config{Breaker: breaker.Config{FailureRate: 0.9}}
+		inBubble(t, exact(config), endpoints(1), func(t *testing.T, r *rig) {
 			r.recovered()
 			start := time.Now()
 			var (
@@ -149,8 +166,8 @@ func TestNodeThatHasRecoveredRegainsItsCallsWhateverSingleAnswersAreLike(t *test
 								refused.Add(1)
 							}
 						}
-						time.Sleep(time.Duration(rand.ExpFloat64() * float64(mean)))
-						if rand.IntN(20) == 0 {
+						time.Sleep(time.Duration(rand.ExpFloat64() * float64(c.mean)))
+						if rand.Float64() < c.failing {
 							l.Done(time.Time{}, failure)
 						} else {
 							l.Done(time.Time{}, success)
@@ -159,9 +176,21 @@ func TestNodeThatHasRecoveredRegainsItsCallsWhateverSingleAnswersAreLike(t *test
 				})
 			}
 			callers.Wait()
-			require.Less(t, refused.Load(), all.Load()/4)
+			require.Less(t, refused.Load(), all.Load()/4, "%+v", c)
 		})
 	}
+}
+
+func TestNodeThatHasRecoveredMayHaveNoMoreThanTwiceAsManyCallsAsWereNeeded(t *testing.T) {
+	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
+		r.recovered()
+		for range 50 {
+			for _, l := range r.admitted(10) {
+				l.Done(time.Time{}, success)
+			}
+		}
+		require.Len(t, r.admitted(100), 20)
+	})
 }
 
 func TestNodeHasRegainedItsCallsWhenNobodyWasRefusedForTenSeconds(t *testing.T) {
@@ -193,8 +222,11 @@ func TestNodeThatHasAnsweredHardlyAnybodyInAMinuteIsGivenAllCalls(t *testing.T) 
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 				r.recovered()
-				for range answered {
-					r.acquire(balancer.Call{}).Done(time.Time{}, success)
+				for n := answered; n > 0; {
+					for _, l := range r.admitted(min(n, 10)) {
+						l.Done(time.Time{}, success)
+						n--
+					}
 				}
 				for range 12 {
 					time.Sleep(5 * time.Second)
@@ -206,7 +238,7 @@ func TestNodeThatHasAnsweredHardlyAnybodyInAMinuteIsGivenAllCalls(t *testing.T) 
 				if answered < 16 {
 					require.Len(t, r.admitted(100), 100)
 				} else {
-					require.Len(t, r.admitted(100), 3+answered, "what is still refused now would be too much at once")
+					require.Len(t, r.admitted(100), 20, "what is still refused now would be too much at once")
 				}
 			})
 		})
