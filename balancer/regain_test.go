@@ -42,6 +42,17 @@ func (r *rig) admitted(most int) (leases []*balancer.Lease) {
 	return leases
 }
 
+// round has as many calls as are admitted, but no more than most, end alike after a time.
+func (r *rig) round(most int, took time.Duration, o outcome.Outcome) int {
+	r.t.Helper()
+	leases := r.admitted(most)
+	time.Sleep(took)
+	for _, l := range leases {
+		l.Done(time.Time{}, o)
+	}
+	return len(leases)
+}
+
 func TestNodeThatHasRecoveredGetsTwiceAsManyCallsWithEachRoundOfAnswers(t *testing.T) {
 	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
@@ -60,14 +71,7 @@ func TestNodeThatHasRecoveredGetsTwiceAsManyCallsWithEachRoundOfAnswers(t *testi
 func TestNodeThatHasRecoveredGetsHardlyMoreCallsWhenTheyWaitThere(t *testing.T) {
 	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
-		round := func(took time.Duration) int {
-			leases := r.admitted(100)
-			time.Sleep(took)
-			for _, l := range leases {
-				l.Done(time.Time{}, success)
-			}
-			return len(leases)
-		}
+		round := func(took time.Duration) int { return r.round(100, took, success) }
 		require.Equal(t, 3, round(10*time.Millisecond))
 		require.Equal(t, 6, round(10*time.Millisecond))
 		require.Equal(t, 12, round(10*time.Millisecond))
@@ -83,9 +87,7 @@ func TestFailureTakesACallFromANodeThatHasRecovered(t *testing.T) {
 	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
 		for range 3 {
-			for _, l := range r.admitted(100) {
-				l.Done(time.Time{}, success)
-			}
+			r.round(100, 0, success)
 		}
 		leases := r.admitted(100)
 		require.Len(t, leases, 24)
@@ -114,14 +116,7 @@ func TestCallThatBeganBeforeTheNodeHasRecoveredFails(t *testing.T) {
 func TestCallsThatFailTogetherLeaveHalfAndANodeComesNearThatSlowly(t *testing.T) {
 	inBubble(t, exact(balancer.Config{Breaker: breaker.Config{FailureRate: 0.9}}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
-		round := func(o outcome.Outcome) int {
-			leases := r.admitted(200)
-			time.Sleep(10 * time.Millisecond)
-			for _, l := range leases {
-				l.Done(time.Time{}, o)
-			}
-			return len(leases)
-		}
+		round := func(o outcome.Outcome) int { return r.round(200, 10*time.Millisecond, o) }
 		for _, want := range []int{3, 6, 12, 24, 48} {
 			require.Equal(t, want, round(success))
 		}
@@ -185,9 +180,7 @@ func TestNodeThatHasRecoveredMayHaveNoMoreThanTwiceAsManyCallsAsWereNeeded(t *te
 	inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 		r.recovered()
 		for range 50 {
-			for _, l := range r.admitted(10) {
-				l.Done(time.Time{}, success)
-			}
+			r.round(10, 0, success)
 		}
 		require.Len(t, r.admitted(100), 20)
 	})
@@ -223,16 +216,11 @@ func TestNodeThatHasAnsweredHardlyAnybodyInAMinuteIsGivenAllCalls(t *testing.T) 
 			inBubble(t, exact(balancer.Config{}), endpoints(1), func(t *testing.T, r *rig) {
 				r.recovered()
 				for n := answered; n > 0; {
-					for _, l := range r.admitted(min(n, 10)) {
-						l.Done(time.Time{}, success)
-						n--
-					}
+					n -= r.round(min(n, 10), 0, success)
 				}
 				for range 12 {
 					time.Sleep(5 * time.Second)
-					for _, l := range r.admitted(100) {
-						l.Done(time.Time{}, cancelled)
-					}
+					r.round(100, 0, cancelled)
 				}
 				time.Sleep(time.Second)
 				if answered < 16 {
