@@ -171,7 +171,7 @@ func (r *Rate) enter(ctx context.Context) (*list.Element, error) {
 // refusal is the error for a call that would have to wait too long.
 func (r *Rate) refusal(ctx context.Context, now time.Time, delay time.Duration) error {
 	deadline, bounded := ctx.Deadline()
-	late := bounded && deadline.Sub(now) < delay
+	late := bounded && deadline.Sub(now) <= delay
 	if late || r.set.MaxWait >= 0 && delay > r.set.MaxWait {
 		return &RateError{Key: r.key, RetryAfter: delay, deadline: late && r.set.AsDeadline == On}
 	}

@@ -184,7 +184,7 @@ func TestWaitRefusesAtOnceWhatWouldPassTheDeadline(t *testing.T) {
 		for _, as := range []limit.Switch{limit.Inherit, limit.On, limit.Off} {
 			r := newRate(t, limit.RateConfig{Limit: 1, MaxWait: -1, AsDeadline: as})
 			require.NoError(t, r.Wait(t.Context()))
-			ctx, cancel := context.WithTimeout(t.Context(), 999*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			start := time.Now()
 			err := r.Wait(ctx)
@@ -193,7 +193,7 @@ func TestWaitRefusesAtOnceWhatWouldPassTheDeadline(t *testing.T) {
 			require.Equal(t, as == limit.On, errors.Is(err, context.DeadlineExceeded))
 			require.Equal(t, outcome.Neutral, outcome.Of(err).Class)
 
-			enough, cancel := context.WithTimeout(t.Context(), time.Second)
+			enough, cancel := context.WithTimeout(t.Context(), time.Second+1)
 			defer cancel()
 			require.NoError(t, r.Wait(enough), "who was refused has taken nothing")
 		}
@@ -210,7 +210,7 @@ func TestReserveTellsWhatWaitWouldDo(t *testing.T) {
 				start := time.Now()
 				var wg sync.WaitGroup
 				for range 6 {
-					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+					ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second+1)
 					delay, reserved := reserving.Reserve(ctx)
 					wg.Go(func() {
 						defer cancel()
