@@ -365,15 +365,25 @@ func TestClientConnTakesExactlySoManyCalls(t *testing.T) {
 
 // Whatever was used last is mostly the connection to the slowest: golang/go#34511.
 func TestClientConnsOfHTTP1AreUsedInTurn(t *testing.T) {
-	count := newCounting(20 * time.Millisecond)
-	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: count}, balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}, nil)
+	const conns = 4
+	count := newCounting(0)
+	var together sync.WaitGroup // so that each has a connection of its own
+	together.Add(conns)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		count.ServeHTTP(w, r)
+		if r.URL.Path == "/together" {
+			together.Done()
+			together.Wait()
+		}
+	})
+	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: handler}, balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}, nil)
 	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() { c.fetch("/") })
+	for range conns {
+		wg.Go(func() { c.fetch("/together") })
 	}
 	wg.Wait()
 	count.mu.Lock()
-	conns := len(count.calls)
+	require.Len(t, count.calls, conns)
 	clear(count.calls)
 	count.mu.Unlock()
 	for range 4 * conns {
