@@ -69,7 +69,7 @@ func TestConnectionPastItsAgeFinishesWhatItHasAndTakesOneMoreCall(t *testing.T) 
 
 // Whoever gets no call at all is closed, too.
 func TestConnectionThatIsIdleForTheWholeOfItsAgeIsClosed(t *testing.T) {
-	const n = 20
+	const n = 40 // so many that they do not all draw an age of the same half
 	virtually(t, n, drip, balancer.Config{Policy: balancer.RoundRobin{}, Conns: balancer.ConnConfig{MaxAge: 20 * time.Second}}, func(t *testing.T, c *caller) {
 		for range n {
 			c.fetch("/fast")
