@@ -163,7 +163,7 @@ func TestDialsGoElsewhereWhenANodeIsKilled(t *testing.T) {
 		require.NotEqual(t, servers[0].addr, who)
 		require.NoError(t, c.Close())
 	}
-	require.Greater(t, dead.FailureRate(time.Now()), 0.5)
+	require.Greater(t, dead.FailureRate(time.Now()), 0.3) // it decays
 	require.Zero(t, failuresOf(b.Nodes()[1])+failuresOf(b.Nodes()[2]))
 	idle(t, b.Nodes())
 }
