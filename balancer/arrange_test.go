@@ -3,6 +3,7 @@ package balancer_test
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -281,11 +282,13 @@ func TestASplitSendsEachSubsetItsPart(t *testing.T) {
 	split := balancer.Split{{Subset: "canary", Weight: 5}, {Subset: "stable", Weight: 95}}
 	require.NoError(t, split.Validate(canarySubsets()))
 	got := make(map[string]int)
+	random := rand.NewPCG(1, 2)
 	for range 100_000 {
-		got[split.Draw(nil)]++
+		got[split.Draw(random)]++
 	}
 	require.InDelta(t, 5_000, got["canary"], 300)
 	require.InDelta(t, 95_000, got["stable"], 300)
+	require.Contains(t, got, split.Draw(nil))
 	require.Empty(t, balancer.Split(nil).Draw(nil))
 }
 

@@ -13,31 +13,26 @@ import (
 
 // A client of any protocol goes on when one of its servers is gone.
 func ExampleBalancer_DialContext() {
-	var endpoints []discovery.Endpoint
-	for _, name := range []string{"A", "B"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			fmt.Println(err)
-			return
-		}
-		endpoints = append(endpoints, discovery.Endpoint{ID: name, Addr: l.Addr().String()})
-		if name == "A" {
-			l.Close() // nobody is there
-			continue
-		}
-		defer l.Close()
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				fmt.Fprintln(c, "greetings from", name)
-				c.Close()
-			}
-		}()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
 	}
-	b, err := balancer.New("greetings", discovery.Static(endpoints...), nil)
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(c, "greetings from B")
+			c.Close()
+		}
+	}()
+	b, err := balancer.New("greetings", discovery.Static(
+		discovery.Endpoint{ID: "A", Addr: "127.0.0.1:1"}, // nobody is there
+		discovery.Endpoint{ID: "B", Addr: l.Addr().String()},
+	), nil)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -23,7 +23,7 @@ func TestDialsUnderChange(t *testing.T) {
 	backstaytest.CheckLeaks(t)
 	servers, list := newLineServers(t, 4)
 	rec := newFeed(list...)
-	cfg := balancer.Config{DrainTimeout: 5 * time.Millisecond, SlowStart: -1}
+	cfg := unhurried(balancer.Config{DrainTimeout: 5 * time.Millisecond, SlowStart: -1})
 	b, err := balancer.New("orders", rec, &cfg)
 	require.NoError(t, err)
 	defer b.Close()

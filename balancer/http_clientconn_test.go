@@ -248,7 +248,7 @@ func TestPostThatGoAwayDeclinesIsSentAgainOverAnotherClientConn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			backstaytest.CheckLeaks(t)
 			addr, seen := goAways(t, test.last, 2)
-			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), &balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}})
+			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(&http.Transport{})
@@ -270,7 +270,7 @@ func TestPostThatGoAwayDeclinesIsSentAgainOverAnotherClientConn(t *testing.T) {
 func TestServerThatAlwaysSaysGoAwayIsNotAskedForEver(t *testing.T) {
 	backstaytest.CheckLeaks(t)
 	addr, seen := goAways(t, 0, 1<<30)
-	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), &balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}})
+	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	_, err = getFrom(t, b.Layer(&http.Transport{}), "http://orders/")
@@ -314,7 +314,7 @@ func TestClientConnsAreNotGivenMoreStreamsThanTheServerAllows(t *testing.T) {
 	require.NoError(t, err)
 	go func() { _ = server.Serve(listener) }()
 	defer server.Close()
-	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: listener.Addr().String()}), &balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}})
+	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: listener.Addr().String()}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{})
@@ -365,15 +365,25 @@ func TestClientConnTakesExactlySoManyCalls(t *testing.T) {
 
 // Whatever was used last is mostly the connection to the slowest: golang/go#34511.
 func TestClientConnsOfHTTP1AreUsedInTurn(t *testing.T) {
-	count := newCounting(20 * time.Millisecond)
-	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: count}, balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}, nil)
+	const conns = 4
+	count := newCounting(0)
+	var together sync.WaitGroup // so that each has a connection of its own
+	together.Add(conns)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		count.ServeHTTP(w, r)
+		if r.URL.Path == "/together" {
+			together.Done()
+			together.Wait()
+		}
+	})
+	c := newCaller(t, 1, backstaytest.FleetConfig{Handler: handler}, balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}, nil)
 	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() { c.fetch("/") })
+	for range conns {
+		wg.Go(func() { c.fetch("/together") })
 	}
 	wg.Wait()
 	count.mu.Lock()
-	conns := len(count.calls)
+	require.Len(t, count.calls, conns)
 	clear(count.calls)
 	count.mu.Unlock()
 	for range 4 * conns {
@@ -485,7 +495,7 @@ func TestClientConnThatEndsUnderACallIsReplacedWhereNetHTTPWould(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr, requests := hangsUp(t)
-			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), &balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}})
+			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(&http.Transport{})
@@ -525,7 +535,7 @@ func TestClientConnsFollowTheirNodesAddress(t *testing.T) {
 	_, before := server("before")
 	_, after := server("after")
 	f := newFeed(discovery.Endpoint{ID: "a", Addr: before})
-	b, err := balancer.New("orders", f, &balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}})
+	b, err := balancer.New("orders", f, atLeisure(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{})

@@ -55,6 +55,12 @@ func unhurried(cfg balancer.Config) balancer.Config {
 	return cfg
 }
 
+// atLeisure is unhurried, for New.
+func atLeisure(cfg balancer.Config) *balancer.Config {
+	cfg = unhurried(cfg)
+	return &cfg
+}
+
 // overProtocols runs the test over HTTP/1.1, HTTP/2 and h2c on loopback, and
 // looks for what it leaves behind.
 func overProtocols(t *testing.T, test func(t *testing.T, p backstaytest.Protocol)) {

@@ -48,9 +48,7 @@ func TestFirstCallToANodeThatJoinedFindsItsConnectionReady(t *testing.T) {
 		if p == backstaytest.HTTP2 {
 			eventually(t, func() bool { return handshakes.Load() == dials.Load() }, "their handshakes are not done")
 		}
-		if p != backstaytest.HTTP1 {
-			<-time.After(100 * time.Millisecond) // until net/http has it, which nobody can see
-		}
+		eventually(t, func() bool { return !balancer.Filling(c.rt) }, "net/http has not got them all")
 		require.Zero(t, joined.Stats().Requests)
 		before := dials.Load()
 		for range 9 {

@@ -22,6 +22,8 @@ import (
 // is two events and no goroutine.
 type sim struct {
 	t       *testing.T
+	seed    uint64
+	made    uint64 // clients
 	rand    *rand.Rand
 	start   time.Time
 	events  moments
@@ -62,7 +64,7 @@ func (e *moments) Pop() any {
 }
 
 func newSim(t *testing.T, seed uint64) *sim {
-	return &sim{t: t, rand: rand.New(rand.NewPCG(seed, 1)), start: time.Now(), byKey: map[string]*simServer{}}
+	return &sim{t: t, seed: seed, rand: rand.New(rand.NewPCG(seed, 1)), start: time.Now(), byKey: map[string]*simServer{}}
 }
 
 func (s *sim) now() time.Duration { return time.Since(s.start) }
@@ -148,6 +150,8 @@ func (s *sim) client(n int, policy func(rand.Source) balancer.Policy, cfg balanc
 	cfg.Breaker.Rand = s.rand.Float64
 	b, err := balancer.New("sim", r, &cfg)
 	require.NoError(s.t, err)
+	s.made++
+	b.Seed(rand.NewPCG(s.seed, s.made))
 	require.NoError(s.t, b.Ready(s.t.Context()))
 	s.t.Cleanup(func() { require.NoError(s.t, b.Close()) })
 	return b, r
