@@ -65,11 +65,11 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	timer := time.NewTimer(time.Second)
 	<-timer.C
+	eventually(t, func() bool { return len(finished(rec)) > 100 }, "calls are made") // however slow the machine is
 	close(stop)
 	require.NoError(t, c.Shutdown(t.Context()))
 	work.Wait()
 	require.Empty(t, wrong)
-	require.Greater(t, len(finished(rec)), 100)
 }
 
 // Whoever builds a layer may use the client, or take its time: nobody else waits.

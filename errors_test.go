@@ -104,7 +104,7 @@ func TestErrorsAreFoundThroughHTTPClientsOwn(t *testing.T) {
 	require.True(t, backstay.NotSent(err))
 	after, ok := backstay.RetryAfter(err)
 	require.True(t, ok)
-	require.InDelta(t, 5, after.Seconds(), 1)
+	require.InDelta(t, 5, after.Seconds(), 2)
 	require.Equal(t, 1, fleet.Stats().Requests)
 
 	_, err = c.Get("gopher://orders.test")

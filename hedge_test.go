@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -90,133 +91,152 @@ func TestHedgingCutsTheTailOfRealCallsAndLosesNone(t *testing.T) {
 	require.Empty(t, fleet.Repeated(), "a POST without a key is sent once")
 }
 
-// slowFirst is a fleet whose first request hangs until it is canceled, wherever it
-// goes, and counts those that were.
+// slowFirst is a fleet, in memory and for bubbles, whose first request hangs until it
+// is canceled, wherever it goes, and counts those that were.
 func slowFirst(t *testing.T, servers int) (fleet *backstaytest.Fleet, canceled *atomic.Int64) {
 	t.Helper()
 	var requests atomic.Int64
 	canceled = new(atomic.Int64)
-	return backstaytest.NewFleet(t, servers, &backstaytest.FleetConfig{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if requests.Add(1) == 1 {
-			select {
-			case <-r.Context().Done():
-				canceled.Add(1)
-			case <-time.After(500 * time.Millisecond):
+	return backstaytest.NewFleet(t, servers, &backstaytest.FleetConfig{
+		Network: backstaytest.NewNetwork(),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if requests.Add(1) == 1 {
+				select {
+				case <-r.Context().Done():
+					canceled.Add(1)
+				case <-time.After(500 * time.Millisecond):
+				}
 			}
-		}
-		_, _ = w.Write([]byte("ok"))
-	})}), canceled
+			_, _ = w.Write([]byte("ok"))
+		}),
+	}), canceled
 }
 
 func TestHedgeGoesToAnotherNodeAndTheSupersededAttemptIsNeutral(t *testing.T) {
-	backstaytest.CheckLeaks(t)
-	fleet, canceled := slowFirst(t, 2)
-	finished := make(chan call.Record, 1)
-	c := fleetClient(t, fleet, func(cfg *backstay.Config, s *backstay.Service) {
-		s.Retry.Hedge.Delay = 20 * time.Millisecond
-		cfg.Observer = event.ObserverFunc(func(_ context.Context, e event.Event) {
-			if f, ok := e.(call.Finished); ok {
-				finished <- f.Record
-			}
+	synctest.Test(t, func(t *testing.T) {
+		fleet, canceled := slowFirst(t, 2)
+		finished := make(chan call.Record, 1)
+		c := fleetClient(t, fleet, func(cfg *backstay.Config, s *backstay.Service) {
+			s.Retry.Hedge.Delay = 20 * time.Millisecond
+			cfg.Observer = event.ObserverFunc(func(_ context.Context, e event.Event) {
+				if f, ok := e.(call.Finished); ok {
+					finished <- f.Record
+				}
+			})
 		})
-	})
-	ctx, log := call.WithLog(t.Context())
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fleet.URL(), nil)
-	require.NoError(t, err)
-	resp, err := c.Do(req)
-	require.NoError(t, err)
-	read(t, resp)
+		ctx, log := call.WithLog(t.Context())
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fleet.URL(), nil)
+		require.NoError(t, err)
+		resp, err := c.Do(req)
+		require.NoError(t, err)
+		read(t, resp)
 
-	attempts := (<-finished).Attempts
-	require.Len(t, attempts, 2, log)
-	require.NotEqual(t, attempts[0].Node, attempts[1].Node)
-	require.False(t, attempts[0].Hedge)
-	require.True(t, attempts[1].Hedge)
-	require.Equal(t, outcome.Neutral, attempts[0].Outcome.Class)
-	require.ErrorIs(t, attempts[0].Outcome.Err, context.Canceled)
-	require.Equal(t, 200, attempts[1].Status)
-	require.Contains(t, log.String(), "superseded by another attempt")
-	eventually(t, func() bool { return canceled.Load() == 1 }, "the server sees that it is not wanted any more")
-	eventually(t, func() bool { return c.Balancer(fleet.Service).InFlight() == 0 }, "all leases are given back")
+		attempts := (<-finished).Attempts
+		require.Len(t, attempts, 2, log)
+		require.NotEqual(t, attempts[0].Node, attempts[1].Node)
+		require.False(t, attempts[0].Hedge)
+		require.True(t, attempts[1].Hedge)
+		require.Equal(t, outcome.Neutral, attempts[0].Outcome.Class)
+		require.ErrorIs(t, attempts[0].Outcome.Err, context.Canceled)
+		require.Equal(t, 200, attempts[1].Status)
+		require.Contains(t, log.String(), "superseded by another attempt")
+		synctest.Wait()
+		require.EqualValues(t, 1, canceled.Load(), "the server sees that it is not wanted any more")
+		require.Zero(t, c.Balancer(fleet.Service).InFlight(), "all leases are given back")
+	})
 }
 
 func TestOneNodeIsHedgedOnlyWhereThatIsAskedFor(t *testing.T) {
 	for same, want := range map[backstay.Switch]int{backstay.Off: 1, backstay.On: 2} {
 		t.Run(same.String(), func(t *testing.T) {
-			backstaytest.CheckLeaks(t)
-			fleet, _ := slowFirst(t, 1)
-			c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
-				s.Retry.Hedge = retry.HedgeConfig{Delay: 20 * time.Millisecond, SameNode: same}
+			synctest.Test(t, func(t *testing.T) {
+				fleet, _ := slowFirst(t, 1)
+				c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+					s.Retry.Hedge = retry.HedgeConfig{Delay: 20 * time.Millisecond, SameNode: same}
+				})
+				begin := time.Now()
+				get(t, c, fleet.URL())
+				took := 500 * time.Millisecond
+				if same == backstay.On {
+					took = 20 * time.Millisecond
+				}
+				require.Equal(t, took, time.Since(begin))
+				require.Equal(t, want, fleet.Stats().Requests)
+				synctest.Wait()
+				require.Zero(t, c.Balancer(fleet.Service).InFlight(), "the refused lease is given back")
 			})
-			begin := time.Now()
-			get(t, c, fleet.URL())
-			require.Equal(t, want, fleet.Stats().Requests)
-			require.Equal(t, same == backstay.Off, time.Since(begin) >= 500*time.Millisecond)
-			eventually(t, func() bool { return c.Balancer(fleet.Service).InFlight() == 0 }, "the refused lease is given back")
 		})
 	}
 }
 
 // A layer of the user's own between retry and the balancer, and a log: the frames
-// of both attempts go by way of contexts, and are looked at all the time.
+// of both attempts go by way of contexts, and are looked at all the time. In a bubble
+// no hedge is so late in choosing its node that the next one chooses at the same time.
 func TestHedgesPassAUsersLayerAndAreLogged(t *testing.T) {
-	backstaytest.CheckLeaks(t)
-	fleet := backstaytest.NewFleet(t, 3, &backstaytest.FleetConfig{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		<-time.After(1 + rand.N(6*time.Millisecond))
-		if rand.N(4) == 0 {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-	})})
-	stranger := func(next http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) { return next.RoundTrip(req) })
-	}
-	c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
-		s.PerAttempt = append(s.PerAttempt, stranger)
-		s.Outliers.Consecutive, s.Breaker.FailureRate, s.Budget.Ratio = -1, -1, -1
-		s.Retry.MaxAttempts, s.Retry.Backoff.Base = 5, -1
-		s.Retry.Hedge = retry.HedgeConfig{Delay: 2 * time.Millisecond, MaxHedges: 2, MaxExtra: -1}
-	})
-	ctx, log := call.WithLog(t.Context())
-	var all sync.WaitGroup
-	for range 8 {
-		all.Go(func() {
-			for range 40 {
-				req, err := http.NewRequestWithContext(ctx, http.MethodGet, fleet.URL(), nil)
-				if err != nil {
-					t.Error(err)
-					return
+	synctest.Test(t, func(t *testing.T) {
+		fleet := backstaytest.NewFleet(t, 3, &backstaytest.FleetConfig{
+			Network: backstaytest.NewNetwork(),
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				<-time.After(1 + rand.N(6*time.Millisecond))
+				if rand.N(4) == 0 {
+					w.WriteHeader(http.StatusServiceUnavailable)
 				}
-				resp, err := c.Do(req)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_ = resp.Body.Close()
-				_ = log.String()
-			}
+			}),
 		})
-	}
-	all.Wait()
-	eventually(t, func() bool { return c.Balancer(fleet.Service).InFlight() == 0 }, "all is over")
-	hedged := 0
-	for _, r := range log.Calls() {
-		for i, a := range r.Attempts {
-			if a.Hedge {
-				hedged++
-				require.NotEqual(t, r.Attempts[i-1].Node, a.Node, r)
+		stranger := func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(req *http.Request) (*http.Response, error) { return next.RoundTrip(req) })
+		}
+		c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+			s.PerAttempt = append(s.PerAttempt, stranger)
+			s.Outliers.Consecutive, s.Breaker.FailureRate, s.Budget.Ratio = -1, -1, -1
+			s.Retry.MaxAttempts, s.Retry.Backoff.Base = 5, -1
+			s.Retry.Hedge = retry.HedgeConfig{Delay: 2 * time.Millisecond, MaxHedges: 2, MaxExtra: -1}
+		})
+		ctx, log := call.WithLog(t.Context())
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				for range 40 {
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, fleet.URL(), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					resp, err := c.Do(req)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					_ = resp.Body.Close()
+					_ = log.String()
+				}
+			})
+		}
+		all.Wait()
+		synctest.Wait()
+		require.Zero(t, c.Balancer(fleet.Service).InFlight(), "all is over")
+		hedged := 0
+		for _, r := range log.Calls() {
+			for i, a := range r.Attempts {
+				if a.Hedge {
+					hedged++
+					require.NotEqual(t, r.Attempts[i-1].Node, a.Node, r)
+				}
 			}
 		}
-	}
-	require.NotZero(t, hedged)
+		require.NotZero(t, hedged)
+	})
 }
 
 func TestObservedServiceIsNotHedged(t *testing.T) {
-	fleet, _ := slowFirst(t, 2)
-	c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
-		s.Observe, s.Retry.Hedge.Delay = backstay.On, 20*time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		fleet, _ := slowFirst(t, 2)
+		c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+			s.Observe, s.Retry.Hedge.Delay = backstay.On, 20*time.Millisecond
+		})
+		get(t, c, fleet.URL())
+		require.Equal(t, 1, fleet.Stats().Requests)
 	})
-	get(t, c, fleet.URL())
-	require.Equal(t, 1, fleet.Stats().Requests)
 }
 
 func TestHedgesMustComeBeforeTheServicesTimeout(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -184,39 +185,40 @@ func TestCallsForAFinalRequestMayStillGoWhereNothingWasSentYet(t *testing.T) {
 }
 
 func TestBodyThatStallsEndsAndCountsAgainstTheNodeOnce(t *testing.T) {
-	backstaytest.CheckLeaks(t)
 	for _, protocol := range []backstaytest.Protocol{backstaytest.HTTP1, backstaytest.HTTP2, backstaytest.H2C} {
 		t.Run(protocol.String(), func(t *testing.T) {
-			fleet := backstaytest.NewFleet(t, 1, &backstaytest.FleetConfig{
-				Protocol: protocol,
-				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					_, _ = io.WriteString(w, "begun")
-					_ = http.NewResponseController(w).Flush()
-					<-r.Context().Done()
-				}),
+			synctest.Test(t, func(t *testing.T) {
+				fleet := backstaytest.NewFleet(t, 1, &backstaytest.FleetConfig{
+					Network: backstaytest.NewNetwork(), Protocol: protocol,
+					Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						_, _ = io.WriteString(w, "begun")
+						_ = http.NewResponseController(w).Flush()
+						<-r.Context().Done()
+					}),
+				})
+				c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
+					s.BodyIdleTimeout = 50 * time.Millisecond
+					if protocol == backstaytest.H2C {
+						s.H2C = backstay.On
+					}
+				})
+				ctx, log := call.WithLog(t.Context())
+				resp, err := send(t, ctx, c, http.MethodGet, fleet.URL(), "")
+				require.NoError(t, err)
+				text, err := io.ReadAll(resp.Body)
+				require.Equal(t, "begun", string(text))
+				require.ErrorIs(t, err, outcome.ErrBodyIdle)
+				var timeout *outcome.TimeoutError
+				require.ErrorAs(t, err, &timeout)
+				require.Equal(t, 50*time.Millisecond, timeout.After)
+				require.NoError(t, resp.Body.Close())
+				record := log.Calls()[0]
+				require.Len(t, record.Attempts, 1)
+				require.Equal(t, outcome.Failure, record.Attempts[0].Outcome.Class)
+				require.Contains(t, record.String(), "body broke after")
+				node := c.Balancer(fleet.Service).Nodes()[0]
+				require.Zero(t, node.InFlight())
 			})
-			c := fleetClient(t, fleet, func(_ *backstay.Config, s *backstay.Service) {
-				s.BodyIdleTimeout = 50 * time.Millisecond
-				if protocol == backstaytest.H2C {
-					s.H2C = backstay.On
-				}
-			})
-			ctx, log := call.WithLog(t.Context())
-			resp, err := send(t, ctx, c, http.MethodGet, fleet.URL(), "")
-			require.NoError(t, err)
-			text, err := io.ReadAll(resp.Body)
-			require.Equal(t, "begun", string(text))
-			require.ErrorIs(t, err, outcome.ErrBodyIdle)
-			var timeout *outcome.TimeoutError
-			require.ErrorAs(t, err, &timeout)
-			require.Equal(t, 50*time.Millisecond, timeout.After)
-			require.NoError(t, resp.Body.Close())
-			record := log.Calls()[0]
-			require.Len(t, record.Attempts, 1)
-			require.Equal(t, outcome.Failure, record.Attempts[0].Outcome.Class)
-			require.Contains(t, record.String(), "body broke after")
-			node := c.Balancer(fleet.Service).Nodes()[0]
-			require.Zero(t, node.InFlight())
 		})
 	}
 }

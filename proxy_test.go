@@ -56,11 +56,11 @@ func TestShutdownWaitsForABodyThroughAProxy(t *testing.T) {
 	base.Proxy = http.ProxyURL(to)
 	c := newClient(t, &backstay.Config{Base: base})
 	resp := slowBody(t, c, "http://orders.test")
+	begin := time.Now()
 	time.AfterFunc(300*time.Millisecond, end)
 	rest := restOf(resp)
-	begin := time.Now()
 	require.NoError(t, c.Shutdown(t.Context()))
-	require.GreaterOrEqual(t, time.Since(begin), 250*time.Millisecond)
+	require.GreaterOrEqual(t, time.Since(begin), 300*time.Millisecond)
 	require.Equal(t, "end", <-rest)
 }
 
@@ -80,7 +80,8 @@ func TestTemplatesDialerConnectsToEveryNode(t *testing.T) {
 	for range 60 {
 		get(t, c, fleet.URL())
 	}
-	require.LessOrEqual(t, dials.Load(), int64(3))
+	// net/http gives a connection up whose writer has not said within 50 ms that it is done.
+	require.LessOrEqual(t, dials.Load(), int64(6))
 	require.Equal(t, 60, fleet.Stats().Requests)
 	require.EqualValues(t, dials.Load(), fleet.Stats().Connections)
 }

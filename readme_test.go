@@ -61,7 +61,7 @@ func TestMarkdownProgramsRun(t *testing.T) {
 	}
 	run(t, 5*time.Minute, "go", "build", "-o", "bin/", "./...")
 	for _, program := range programs {
-		t.Run(program, func(t *testing.T) { run(t, 30*time.Second, filepath.Join(dir, "bin", program)) })
+		t.Run(program, func(t *testing.T) { run(t, 2*time.Minute, filepath.Join(dir, "bin", program)) })
 	}
 }
 

@@ -25,7 +25,7 @@ func TestARollingRestartLosesNoIdempotentCall(t *testing.T) {
 		defer cancel()
 		require.NoError(t, s.Shutdown(ctx))
 	}
-	l := startLoadOn(t, 6, nil)
+	l := startLoadOn(t, 6, nil, nil)
 	for i, s := range l.fleet.Servers() {
 		switch i % 3 {
 		case 0:
@@ -44,7 +44,7 @@ func TestARollingRestartLosesNoIdempotentCall(t *testing.T) {
 }
 
 func TestMoreServersAreUsedAsSoonAsTheyAreKnown(t *testing.T) {
-	l := startLoadOn(t, 2, nil)
+	l := startLoadOn(t, 2, nil, nil)
 	l.run(300 * time.Millisecond)
 	for range 4 {
 		l.fleet.Join()

@@ -42,7 +42,7 @@ func TestARoutesSplitSendsTheCanaryItsPart(t *testing.T) {
 		get(t, c, fleet.URL()+"/items")
 	}
 	share := fleet.Server(0).Stats().Requests
-	require.InDelta(t, 50, share, 35)
+	require.InDelta(t, 50, share, 45) // more than six deviations
 	for range 100 {
 		get(t, c, fleet.URL()+"/new")
 	}

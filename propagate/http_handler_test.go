@@ -188,7 +188,7 @@ func TestConnectionThatIsTakenOverIsNotBounded(t *testing.T) {
 	conn, err := net.Dial("tcp", server.Listener.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
-	_, err = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\nGrpc-Timeout: 20m\r\n\r\n")
+	_, err = fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\nGrpc-Timeout: 500m\r\n\r\n")
 	require.NoError(t, err)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	require.NoError(t, err)
@@ -200,7 +200,7 @@ func TestConnectionThatIsTakenOverIsNotBounded(t *testing.T) {
 	select {
 	case <-ctx.Done():
 		t.Fatal("the context has ended")
-	case <-time.After(60 * time.Millisecond):
+	case <-time.After(600 * time.Millisecond):
 	}
 	_, err = conn.Write([]byte("x"))
 	require.NoError(t, err)

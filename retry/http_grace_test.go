@@ -255,25 +255,27 @@ func TestCallLogTellsTheAttemptWithAGraceFromItsHedge(t *testing.T) {
 }
 
 func TestRefusalOfAnAttemptWithAGraceIsTheCalls(t *testing.T) {
-	ctx, log := call.WithLog(t.Context())
-	s := &script{steps: []step{replies(503, "first"), fails(refusal{})}}
-	l := &struct{ *inner }{&inner{next: s}}
-	refusing := roundTripper(func(req *http.Request) (*http.Response, error) {
-		resp, err := s.RoundTrip(req)
-		if err != nil {
-			call.Join(req.Context(), l).Refused("a", "breaker", err)
-		}
-		return resp, err
+	synctest.Test(t, func(t *testing.T) {
+		ctx, log := call.WithLog(t.Context())
+		s := &script{steps: []step{replies(503, "first"), fails(refusal{})}}
+		l := &struct{ *inner }{&inner{next: s}}
+		refusing := roundTripper(func(req *http.Request) (*http.Response, error) {
+			resp, err := s.RoundTrip(req)
+			if err != nil {
+				call.Join(req.Context(), l).Refused("a", "breaker", err)
+			}
+			return resp, err
+		})
+		l.next = refusing
+		layer := newRetrier(t, graced(t)).Layer(&chained{refusing, l})
+		resp, err := layer.RoundTrip(newRequest(t, ctx, "GET", nil))
+		require.NoError(t, err)
+		require.Equal(t, "first", readAll(t, resp))
+		record := log.Calls()[0]
+		require.Len(t, record.Attempts, 1)
+		require.Len(t, record.Refusals, 1)
+		require.Equal(t, "a", record.Refusals[0].Node)
 	})
-	l.next = refusing
-	layer := newRetrier(t, graced(t)).Layer(&chained{refusing, l})
-	resp, err := layer.RoundTrip(newRequest(t, ctx, "GET", nil))
-	require.NoError(t, err)
-	require.Equal(t, "first", readAll(t, resp))
-	record := log.Calls()[0]
-	require.Len(t, record.Attempts, 1)
-	require.Len(t, record.Refusals, 1)
-	require.Equal(t, "a", record.Refusals[0].Node)
 }
 
 // chained is a stranger who says what he wraps: one whom next knows the frame by.

@@ -37,7 +37,9 @@ func TestFailedAttemptsUseOneConnection(t *testing.T) {
 		w.WriteHeader(503)
 		_, _ = io.WriteString(w, text)
 	}, func(t *testing.T, server *httptest.Server, base *http.Transport) {
-		r := newRetrier(t, eager(func(c *retry.Config) { c.MaxAttempts, c.Budget = 20, unlimited(t) }))
+		r := newRetrier(t, eager(func(c *retry.Config) {
+			c.MaxAttempts, c.Budget, c.DrainTime = 20, unlimited(t), time.Minute // however slow the machine is
+		}))
 		var fresh, attempts atomic.Int32
 		next := roundTripper(func(req *http.Request) (*http.Response, error) {
 			attempts.Add(1)
@@ -49,7 +51,8 @@ func TestFailedAttemptsUseOneConnection(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, text, readAll(t, resp))
 		require.EqualValues(t, 20, attempts.Load())
-		require.EqualValues(t, 1, fresh.Load())
+		// net/http gives a connection up whose writer has not said within 50 ms that it is done.
+		require.LessOrEqual(t, fresh.Load(), int32(3))
 	})
 }
 
@@ -111,20 +114,23 @@ func TestSlowDownloadIsNotCutByTheAttemptTimeout(t *testing.T) {
 }
 
 func TestStalledAttemptOfARealServerIsTriedAgain(t *testing.T) {
-	release := make(chan struct{})
 	var n atomic.Int32
 	overHTTP(t, func(w http.ResponseWriter, r *http.Request) {
-		if n.Add(1)%2 == 1 {
-			<-release
+		if n.Add(1) == 1 {
+			<-r.Context().Done()
 			return
 		}
 		_, _ = io.WriteString(w, "ok")
 	}, func(t *testing.T, server *httptest.Server, base *http.Transport) {
-		r := newRetrier(t, eager(func(c *retry.Config) { c.AttemptTimeout = 200 * time.Millisecond }))
+		n.Store(0)
+		r := newRetrier(t, eager(func(c *retry.Config) {
+			// A machine that stands still for that long costs an attempt, too.
+			c.AttemptTimeout, c.MaxAttempts = 200*time.Millisecond, 20
+		}))
 		resp, err := (&http.Client{Transport: r.Layer(base)}).Get(server.URL)
 		require.NoError(t, err)
 		require.Equal(t, "ok", readAll(t, resp))
-		release <- struct{}{}
+		require.Greater(t, n.Load(), int32(1))
 	})
 }
 
@@ -393,17 +399,16 @@ func TestTerminalErrorsAreNotTriedAgain(t *testing.T) {
 func TestOuterClientTimeoutIsHonouredAndDetectable(t *testing.T) {
 	overHTTP(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) },
 		func(t *testing.T, server *httptest.Server, base *http.Transport) {
-			r := newRetrier(t, &retry.Config{MaxAttempts: 100, Backoff: retry.Backoff{New: constant(2 * time.Second)}})
-			client := &http.Client{Transport: r.Layer(base), Timeout: time.Second}
+			r := newRetrier(t, &retry.Config{MaxAttempts: 100, Backoff: retry.Backoff{New: constant(time.Minute), Max: time.Minute}})
+			client := &http.Client{Transport: r.Layer(base), Timeout: 50 * time.Second}
 			begin := time.Now()
 			resp, err := client.Get(server.URL)
 			require.NoError(t, err, "the wait would not fit: the response is returned at once")
 			require.Equal(t, 503, resp.StatusCode)
-			require.Less(t, time.Since(begin), time.Second)
+			require.Less(t, time.Since(begin), 40*time.Second)
 			_ = resp.Body.Close()
 		})
-	release := make(chan struct{})
-	overHTTP(t, func(http.ResponseWriter, *http.Request) { <-release },
+	overHTTP(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		func(t *testing.T, server *httptest.Server, base *http.Transport) {
 			client := &http.Client{Transport: newRetrier(t, nil).Layer(base), Timeout: 100 * time.Millisecond}
 			_, err := client.Get(server.URL)
@@ -412,7 +417,6 @@ func TestOuterClientTimeoutIsHonouredAndDetectable(t *testing.T) {
 			require.True(t, netErr.Timeout())
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.False(t, errors.Is(err, outcome.ErrAttemptTimeout))
-			release <- struct{}{}
 		})
 }
 

@@ -292,7 +292,7 @@ func TestTimeoutsNeedNoGoroutinePerCall(t *testing.T) {
 		})
 	}
 	started.Wait()
-	require.LessOrEqual(t, runtime.NumGoroutine(), before+100)
+	require.LessOrEqual(t, runtime.NumGoroutine(), before+150, "but for what else goes on in the process")
 	close(release)
 	wg.Wait()
 }

@@ -18,6 +18,7 @@ type server struct {
 	name, addr string
 	behaviour  atomic.Pointer[http.HandlerFunc]
 	http       *http.Server // its present life
+	held       []net.Conn   // keep the port while it is dead
 }
 
 func newServer(name string) (*server, error) {
@@ -35,7 +36,11 @@ func (s *server) start() error {
 	if err != nil {
 		return err
 	}
-	s.addr = l.Addr().String()
+	if s.addr = l.Addr().String(); s.held == nil {
+		if s.held, err = hold(l); err != nil {
+			return err
+		}
+	}
 	s.http = &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(
 		func(w http.ResponseWriter, req *http.Request) {
 			_, _ = io.Copy(io.Discard, req.Body)
@@ -43,6 +48,17 @@ func (s *server) start() error {
 		})}
 	go func(h *http.Server) { _ = h.Serve(l) }(s.http)
 	return nil
+}
+
+// hold connects a listener to itself: nobody else gets its port as long as that
+// stands, whether or not anybody listens.
+func hold(l net.Listener) ([]net.Conn, error) {
+	out, err := new(net.Dialer).DialContext(context.Background(), "tcp", l.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	in, err := l.Accept()
+	return []net.Conn{out, in}, err
 }
 
 // kill closes the port and cuts all connections, like a crash.

@@ -13,7 +13,8 @@ import (
 // server is a redis-server of our own, which knows its name.
 type server struct {
 	name, addr string
-	process    *exec.Cmd // nil while it does not run
+	process    *exec.Cmd  // nil while it does not run
+	held       []net.Conn // keep the port meanwhile
 }
 
 // startServers starts servers with these names. Those that it returns are to be
@@ -27,13 +28,28 @@ func startServers(ctx context.Context, names ...string) ([]*server, error) {
 			return servers, err
 		}
 		s := &server{name: name, addr: l.Addr().String()}
+		s.held, err = hold(ctx, l)
 		_ = l.Close()
+		if err != nil {
+			return servers, err
+		}
 		servers = append(servers, s)
 		if err := s.start(ctx); err != nil {
 			return servers, err
 		}
 	}
 	return servers, nil
+}
+
+// hold connects a listener to itself: nobody else gets its port as long as that
+// stands, whether or not anybody listens.
+func hold(ctx context.Context, l net.Listener) ([]net.Conn, error) {
+	out, err := new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	in, err := l.Accept()
+	return []net.Conn{out, in}, err
 }
 
 // start runs the server and waits until it answers.
