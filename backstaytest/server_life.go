@@ -30,11 +30,16 @@ func (s *Server) Restart() {
 	if s.listener != nil {
 		return
 	}
+	// The port is let go only when it is listened on again, where the system lets
+	// both have it: else a dialer may be given it in between.
+	l, err := s.listen()
 	if s.release != nil {
 		s.release()
 		s.release = nil
+		if err != nil {
+			l, err = s.listen()
+		}
 	}
-	l, err := s.listen()
 	if err != nil {
 		s.t.Errorf("backstaytest: server %s: %v", s.ID, err)
 		return
