@@ -63,8 +63,7 @@ func newBackends(t testing.TB, n int, serve func(*grpc.Server), opts ...grpc.Ser
 // start starts a server, again at the same address.
 func (b *backend) start(t testing.TB) {
 	t.Helper()
-	listener, err := net.Listen("tcp", b.addr)
-	require.NoError(t, err)
+	listener := listen(t, b.addr)
 	b.addr = listener.Addr().String()
 	opts := append([]grpc.ServerOption{grpc.ChainUnaryInterceptor(b.unary), grpc.ChainStreamInterceptor(b.stream)}, b.opts...)
 	server := grpc.NewServer(opts...)
@@ -79,6 +78,21 @@ func (b *backend) start(t testing.TB) {
 		server.Stop()
 		<-ended
 	})
+}
+
+// listen listens on loopback. A port that has been given up may have become that of
+// somebody's connection, for as long as that lasts.
+func listen(t testing.TB, addr string) net.Listener {
+	t.Helper()
+	var listener net.Listener
+	soon(t, func() (ok bool) {
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			listener = l
+		}
+		return err == nil
+	}, "listening on "+addr)
+	return listener
 }
 
 func (b *backend) count() error {

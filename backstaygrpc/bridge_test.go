@@ -52,18 +52,29 @@ func allReady(t *testing.T, f *backends, conn grpc.ClientConnInterface) {
 	}, "all are connected to")
 }
 
+// evenly makes as many calls as the servers' shares add up to, each of which must be
+// met. Not at once: the last picker that the connections were news for, and which
+// begins anew, may come a moment after the one that all of them were ready for.
+func evenly(t *testing.T, f *backends, conn grpc.ClientConnInterface, shares ...int64) {
+	t.Helper()
+	soon(t, func() bool {
+		before := f.calls()
+		for i, share := range shares {
+			before[i] += share
+			for range share {
+				require.NoError(t, ask(within(t), conn))
+			}
+		}
+		return slices.Equal(before, f.calls())
+	}, "each server has its share")
+}
+
 func TestBridgeSpreadsCallsAndTellsTheBalancer(t *testing.T) {
 	f := newBackends(t, 3, interopServer)
 	b := f.balancer(&balancer.Config{Policy: balancer.RoundRobin{}})
 	conn := bridged(t, b, nil)
 	allReady(t, f, conn)
-	before := f.calls()
-	for range 30 {
-		require.NoError(t, ask(within(t), conn))
-	}
-	for i, calls := range f.calls() {
-		require.Equal(t, before[i]+10, calls)
-	}
+	evenly(t, f, conn, 10, 10, 10)
 	idle(t, b)
 	for _, n := range b.Snapshot().Nodes {
 		require.Positive(t, n.Answered)

@@ -120,16 +120,14 @@ func startServerIn(t testing.TB, n *backstaytest.Network, addr string, h handler
 
 func (s *server) start() {
 	s.t.Helper()
-	var (
-		l   net.Listener
-		err error
-	)
+	var l net.Listener
 	if s.net != nil {
+		var err error
 		l, err = s.net.Listen(s.addr)
+		require.NoError(s.t, err)
 	} else {
-		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", cmp.Or(s.addr, "127.0.0.1:0"))
+		l = listen(s.t, cmp.Or(s.addr, "127.0.0.1:0"))
 	}
-	require.NoError(s.t, err)
 	s.addr = l.Addr().String()
 	count := grpc.ChainUnaryInterceptor(func(ctx context.Context, in any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 		s.seen.Add(1)

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/backstay/backstay"
 	"github.com/backstay/backstay/backstaygrpc"
+	"github.com/backstay/backstay/backstaytest"
 	"github.com/backstay/backstay/call"
 	"github.com/backstay/backstay/outcome"
 )
@@ -281,48 +283,59 @@ func TestAbandonedStreamIsNobodysFailure(t *testing.T) {
 
 // Trap 143.
 func TestAttemptTimeoutEndsNoStreamThatHasItsHeader(t *testing.T) {
-	cfg := quick()
-	orders := cfg.Services["orders"]
-	orders.AttemptTimeout = 50 * time.Millisecond
-	cfg.Services["orders"] = orders
-	slow := startServer(t, handlers{stream: func(in string, s grpc.ServerStream) error {
-		if err := s.SendHeader(nil); err != nil {
-			return err
-		}
-		<-time.After(150 * time.Millisecond)
-		return s.SendMsg(wrapperspb.String(in))
-	}})
-	conn := dial(t, newClient(t, cfg, slow))
-	got, err := readAll(openList(t.Context(), t, conn))
-	require.Equal(t, io.EOF, err)
-	require.Equal(t, []string{"m"}, got)
+	synctest.Test(t, func(t *testing.T) {
+		cfg := quick()
+		orders := cfg.Services["orders"]
+		orders.AttemptTimeout = 50 * time.Millisecond
+		cfg.Services["orders"] = orders
+		slow := startServerIn(t, backstaytest.NewNetwork(), "10.0.0.1:80", handlers{stream: func(in string, s grpc.ServerStream) error {
+			if err := s.SendHeader(nil); err != nil {
+				return err
+			}
+			<-time.After(150 * time.Millisecond)
+			return s.SendMsg(wrapperspb.String(in))
+		}})
+		conn := dial(t, newClient(t, cfg, slow))
+		got, err := readAll(openList(t.Context(), t, conn))
+		require.Equal(t, io.EOF, err)
+		require.Equal(t, []string{"m"}, got)
 
-	stalled := startServer(t, handlers{stream: func(_ string, s grpc.ServerStream) error { <-s.Context().Done(); return nil }})
-	conn = dial(t, newClient(t, cfg, stalled))
-	_, err = readAll(openList(t.Context(), t, conn))
-	require.ErrorIs(t, err, outcome.ErrAttemptTimeout)
-	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+		stalled := startServerIn(t, backstaytest.NewNetwork(), "10.0.0.1:80", handlers{
+			stream: func(_ string, s grpc.ServerStream) error { <-s.Context().Done(); return nil },
+		})
+		conn = dial(t, newClient(t, cfg, stalled))
+		start := time.Now()
+		_, err = readAll(openList(t.Context(), t, conn))
+		require.ErrorIs(t, err, outcome.ErrAttemptTimeout)
+		require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+		require.Equal(t, 50*time.Millisecond, time.Since(start))
+	})
 }
 
 func TestIdleTimeoutEndsAStreamThatHasNothingToSay(t *testing.T) {
-	cfg := quick()
-	orders := cfg.Services["orders"]
-	orders.BodyIdleTimeout = 50 * time.Millisecond
-	cfg.Services["orders"] = orders
-	srv := startServer(t, handlers{stream: func(in string, s grpc.ServerStream) error {
-		if err := s.SendMsg(wrapperspb.String(in)); err != nil {
-			return err
-		}
-		<-s.Context().Done()
-		return nil
-	}})
-	conn := dial(t, newClient(t, cfg, srv))
-	var e ends
-	got, err := readAll(openList(t.Context(), t, conn, e.option()))
-	require.Equal(t, []string{"m"}, got)
-	require.ErrorIs(t, err, outcome.ErrBodyIdle)
-	require.Len(t, e.all(), 1)
-	require.Zero(t, conn.Balancer().InFlight())
+	synctest.Test(t, func(t *testing.T) {
+		cfg := quick()
+		orders := cfg.Services["orders"]
+		orders.BodyIdleTimeout = 50 * time.Millisecond
+		cfg.Services["orders"] = orders
+		srv := startServerIn(t, backstaytest.NewNetwork(), "10.0.0.1:80", handlers{stream: func(in string, s grpc.ServerStream) error {
+			if err := s.SendMsg(wrapperspb.String(in)); err != nil {
+				return err
+			}
+			<-s.Context().Done()
+			return nil
+		}})
+		conn := dial(t, newClient(t, cfg, srv))
+		var e ends
+		start := time.Now()
+		got, err := readAll(openList(t.Context(), t, conn, e.option()))
+		require.Equal(t, []string{"m"}, got)
+		require.ErrorIs(t, err, outcome.ErrBodyIdle)
+		require.Equal(t, 50*time.Millisecond, time.Since(start))
+		synctest.Wait() // another goroutine may be the one that tells of the end
+		require.Len(t, e.all(), 1)
+		require.Zero(t, conn.Balancer().InFlight())
+	})
 }
 
 func TestShutdownWaitsForStreams(t *testing.T) {

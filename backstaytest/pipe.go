@@ -165,10 +165,12 @@ func (c *pipeConn) CloseWrite() error {
 }
 
 // Reset breaks the connection: the peer reads what has arrived, then
-// ECONNRESET, which its writes get too.
+// ECONNRESET, which its writes get too. The peer's side comes first: who reads
+// on this one finds out then, and may close it, which the peer must not take for
+// a good end.
 func (c *pipeConn) Reset() {
-	c.in.change(func() { c.in.reset = true })
 	c.out.change(func() { c.out.reset = true })
+	c.in.change(func() { c.in.reset = true })
 	_ = c.Close()
 }
 

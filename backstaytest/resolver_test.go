@@ -85,7 +85,7 @@ func (s *source) Watch(ctx context.Context, _ string) iter.Seq2[discovery.Set, e
 			defer func() { s.forget(cancel) }()
 		case "keeps a goroutine until the loop ends":
 			stop := make(chan struct{})
-			time.AfterFunc(2*time.Second, func() { close(stop) })
+			time.AfterFunc(10*time.Second, func() { close(stop) })
 			go func() { <-stop }()
 		case "swallows panics":
 			defer func() { _ = recover() }()
@@ -140,7 +140,7 @@ func (s *source) watched(ctx context.Context) <-chan struct{} {
 	switch s.fault {
 	case "asks no context":
 		gone := make(chan struct{})
-		time.AfterFunc(2*time.Second, func() { close(gone) })
+		time.AfterFunc(10*time.Second, func() { close(gone) })
 		return gone
 	case "shares one end":
 		s.mu.Lock()

@@ -77,18 +77,20 @@ func (t *watchTrial) over(w *watching) {
 	t.promptly("a watch whose context has ended", func() { <-w.ended })
 }
 
-// goesOn gives a watch a moment in which to end.
+// goesOn gives a watch a moment in which to end: so many short sleeps, for a single
+// timer may be over while the machine has let nobody else run.
 func (t *watchTrial) goesOn(w *watching) {
 	t.Helper()
-	timer := time.NewTimer(min(t.patience/4, 50*time.Millisecond))
-	defer timer.Stop()
-	for {
+	const sleeps = 20
+	pause := time.NewTicker(max(1, min(t.patience/4, 50*time.Millisecond)/sleeps))
+	defer pause.Stop()
+	for slept := 0; slept < sleeps; {
 		select {
 		case <-w.yields:
 		case <-w.ended:
 			t.Fatalf("the watch ended though its context lives")
-		case <-timer.C:
-			return
+		case <-pause.C:
+			slept++
 		}
 	}
 }

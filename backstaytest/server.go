@@ -59,7 +59,7 @@ type Server struct {
 	past     []*process    // lives that have ended
 	left     bool          // for good: its fleet, or the test
 	listener net.Listener  // nil: refusing
-	release  func()        // gives back the port that is held meanwhile
+	release  func()        // gives back the port that is held; may be nil
 	faults   scripted      // what to do to requests
 	frozen   chan struct{} // closed at the thaw; nil: not frozen
 	stats    Stats

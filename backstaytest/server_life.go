@@ -1,6 +1,7 @@
 package backstaytest
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -30,10 +31,6 @@ func (s *Server) Restart() {
 	if s.listener != nil {
 		return
 	}
-	if s.release != nil {
-		s.release()
-		s.release = nil
-	}
 	l, err := s.listen()
 	if err != nil {
 		s.t.Errorf("backstaytest: server %s: %v", s.ID, err)
@@ -58,16 +55,39 @@ func (s *Server) Restart() {
 	}()
 }
 
-// listen is called with the lock held.
+// listen is called with the lock held. On loopback the port is held from before it
+// is listened on first, best effort: without that a test works nearly always.
 func (s *Server) listen() (net.Listener, error) {
 	if s.network != nil {
 		return s.network.Listen(s.Addr)
 	}
-	addr := s.Addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
+	addr := cmp.Or(s.Addr, "127.0.0.1:0")
+	if s.Addr == "" {
+		addr = s.hold(addr)
 	}
-	return net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", addr)
+	if err != nil && s.release != nil { // a system where nobody listens beside who holds
+		s.letGo()
+		l, err = net.Listen("tcp", addr)
+	}
+	return l, err
+}
+
+// hold holds an address if it can, and returns the one to listen on.
+func (s *Server) hold(addr string) string {
+	if held, release, ok := holdPort(addr); ok {
+		s.release = release
+		return held
+	}
+	return addr
+}
+
+// letGo gives back the port that is held.
+func (s *Server) letGo() {
+	if s.release != nil {
+		s.release()
+		s.release = nil
+	}
 }
 
 func (s *Server) newProcess() *process {
@@ -119,8 +139,10 @@ func (s *Server) refuse() {
 		return
 	}
 	_ = s.listener.Close()
-	s.release = holdPort(s.listener.Addr())
 	s.listener = nil
+	if s.network == nil && s.release == nil {
+		_ = s.hold(s.Addr)
+	}
 }
 
 // Kill ends the server like a crash: the listener is closed, connections are
@@ -185,10 +207,7 @@ func (s *Server) Close() {
 	s.Kill()
 	s.mu.Lock()
 	s.left = true
-	if s.release != nil {
-		s.release()
-		s.release = nil
-	}
+	s.letGo()
 	past := s.past
 	s.past = nil
 	s.mu.Unlock()

@@ -93,7 +93,7 @@ func (m *model) before(req *http.Request) (refuse bool) {
 		delete(req.Header, "X-Attempt")
 	case "leaks a goroutine":
 		stop := make(chan struct{})
-		time.AfterFunc(2*time.Second, func() { close(stop) }) // to be gone before the next test
+		time.AfterFunc(10*time.Second, func() { close(stop) }) // longer than any machine takes to notice
 		go func() { <-stop }()
 	case "knows a request again":
 		m.mu.Lock()
@@ -288,7 +288,7 @@ func (m *model) discard(_ *http.Request, resp *http.Response) {
 		}()
 		select {
 		case <-drained:
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 		_ = resp.Body.Close()
 		<-drained

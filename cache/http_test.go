@@ -21,6 +21,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/backstay/backstay/backstaytest"
 	"github.com/backstay/backstay/cache"
 	"github.com/backstay/backstay/call"
 )
@@ -389,16 +390,19 @@ func TestBodyWhoseEndTheReaderDidNotSeeIsStored(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rt, url, requests := server(t, nil, handler)
-			for range 3 {
-				resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, url))
-				require.NoError(t, err)
-				var got map[string]string
-				require.NoError(t, json.NewDecoder(resp.Body).Decode(&got))
-				require.NoError(t, resp.Body.Close())
-				require.Equal(t, value, got)
-			}
-			require.EqualValues(t, 1, requests.Load())
+			synctest.Test(t, func(t *testing.T) { // whose clock waits for the server to get to the end
+				s := backstaytest.NewServer(t, handler, nil)
+				rt := newHTTP(t, nil).Layer(s.Transport())
+				for range 3 {
+					resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, s.URL()))
+					require.NoError(t, err)
+					var got map[string]string
+					require.NoError(t, json.NewDecoder(resp.Body).Decode(&got))
+					require.NoError(t, resp.Body.Close())
+					require.Equal(t, value, got)
+				}
+				require.Equal(t, 1, s.Stats().Requests)
+			})
 		})
 	}
 	t.Run("in memory", func(t *testing.T) {
@@ -796,59 +800,63 @@ func TestHeadConditionalAndPartialAnswersAreNotStored(t *testing.T) {
 }
 
 func TestHeaderAndBodyOfAHitAreTheCallersOwn(t *testing.T) {
-	fields := http.Header{"X": {"1", "2"}, "Y": {"3"}}
-	origin := answers(func() *http.Response {
-		r := text("hello")
-		for name, values := range fields {
-			r.Header[name] = append([]string(nil), values...)
+	synctest.Test(t, func(t *testing.T) { // in which no time passes, and Age stays 0
+		fields := http.Header{"X": {"1", "2"}, "Y": {"3"}}
+		origin := answers(func() *http.Response {
+			r := text("hello")
+			for name, values := range fields {
+				r.Header[name] = append([]string(nil), values...)
+			}
+			return r
+		})
+		rt := newHTTP(t, nil).Layer(origin)
+		first, _ := get(t, rt, u)
+		first.Header["X"][0] = "changed" // also what was passed on is the caller's
+		first.Header.Set("Z", "new")
+		var open []*http.Response
+		for range 3 {
+			resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, u))
+			require.NoError(t, err)
+			require.Equal(t, http.Header{"X": {"1", "2"}, "Y": {"3"}, "Age": {"0"}}, resp.Header)
+			resp.Header["X"][0] = "changed"
+			resp.Header["X"] = append(resp.Header["X"], "more")
+			resp.Header.Del("Y")
+			open = append(open, resp)
+			_, err = resp.Body.Read(make([]byte, 2))
+			require.NoError(t, err)
 		}
-		return r
-	})
-	rt := newHTTP(t, nil).Layer(origin)
-	first, _ := get(t, rt, u)
-	first.Header["X"][0] = "changed" // also what was passed on is the caller's
-	first.Header.Set("Z", "new")
-	var open []*http.Response
-	for range 3 {
+		for _, resp := range open {
+			rest, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			require.Equal(t, "llo", string(rest))
+			require.NoError(t, resp.Body.Close())
+			_, err = resp.Body.Read(make([]byte, 1))
+			require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
+			_, err = resp.Body.(io.WriterTo).WriteTo(io.Discard)
+			require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
+		}
+		var copied bytes.Buffer
 		resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, u))
 		require.NoError(t, err)
-		require.Equal(t, http.Header{"X": {"1", "2"}, "Y": {"3"}, "Age": {"0"}}, resp.Header)
-		resp.Header["X"][0] = "changed"
-		resp.Header["X"] = append(resp.Header["X"], "more")
-		resp.Header.Del("Y")
-		open = append(open, resp)
-		_, err = resp.Body.Read(make([]byte, 2))
+		n, err := io.Copy(&copied, resp.Body)
 		require.NoError(t, err)
-	}
-	for _, resp := range open {
-		rest, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		require.Equal(t, "llo", string(rest))
-		require.NoError(t, resp.Body.Close())
-		_, err = resp.Body.Read(make([]byte, 1))
-		require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
-		_, err = resp.Body.(io.WriterTo).WriteTo(io.Discard)
-		require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
-	}
-	var copied bytes.Buffer
-	resp, err := rt.RoundTrip(newRequest(t, http.MethodGet, u))
-	require.NoError(t, err)
-	n, err := io.Copy(&copied, resp.Body)
-	require.NoError(t, err)
-	require.EqualValues(t, 5, n)
-	require.Equal(t, "hello", copied.String())
+		require.EqualValues(t, 5, n)
+		require.Equal(t, "hello", copied.String())
+	})
 }
 
 func TestFieldsOfTheConnectionAreNotStored(t *testing.T) {
-	origin := answers(func() *http.Response {
-		return text("x", "Connection", "X-Hop, close", "X-Hop", "1", "Keep-Alive", "timeout=5", "X-End", "2",
-			"Proxy-Authenticate", "Basic", "Transfer-Encoding", "chunked")
+	synctest.Test(t, func(t *testing.T) { // in which no time passes, and Age stays 0
+		origin := answers(func() *http.Response {
+			return text("x", "Connection", "X-Hop, close", "X-Hop", "1", "Keep-Alive", "timeout=5", "X-End", "2",
+				"Proxy-Authenticate", "Basic", "Transfer-Encoding", "chunked")
+		})
+		rt := newHTTP(t, nil).Layer(origin)
+		first, _ := get(t, rt, u)
+		require.Equal(t, "1", first.Header.Get("X-Hop"), "the answer itself is passed on untouched")
+		hit, _ := get(t, rt, u)
+		require.Equal(t, http.Header{"X-End": {"2"}, "Age": {"0"}}, hit.Header)
 	})
-	rt := newHTTP(t, nil).Layer(origin)
-	first, _ := get(t, rt, u)
-	require.Equal(t, "1", first.Header.Get("X-Hop"), "the answer itself is passed on untouched")
-	hit, _ := get(t, rt, u)
-	require.Equal(t, http.Header{"X-End": {"2"}, "Age": {"0"}}, hit.Header)
 }
 
 func TestHitClosesTheRequestsBodyAndHonoursItsContext(t *testing.T) {

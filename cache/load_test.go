@@ -298,7 +298,7 @@ func TestLoadsContextHasTheFirstCallersValuesAndNoDeadline(t *testing.T) {
 		return "", nil
 	})
 	require.NoError(t, err)
-	require.Eventually(t, func() bool { return load.Err() != nil }, time.Second, time.Millisecond, "released in the end")
+	require.Eventually(t, func() bool { return load.Err() != nil }, 20*time.Second, time.Millisecond, "released in the end")
 }
 
 // TestAllCallersOfALoadGetTheSameWhenItsKeyIsDeleted: otter#137.

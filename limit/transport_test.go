@@ -131,7 +131,7 @@ func TestConcurrencyLayerIsATransport(t *testing.T) {
 	t.Run("queueing", func(t *testing.T) {
 		// Each request finds the limit reached, and room a moment later.
 		var waited atomic.Int64
-		reached := limit.ConcurrencyConfig{Max: 1, Queue: 100}
+		reached := limit.ConcurrencyConfig{Max: 1, Queue: 100, MaxWait: -1}
 		backstaytest.TestTransport(t, func(next http.RoundTripper) http.RoundTripper {
 			b := newBulkhead(t, &reached, next)
 			b.take()
@@ -139,7 +139,7 @@ func TestConcurrencyLayerIsATransport(t *testing.T) {
 				assert.NoError(t, b.c.Update(&reached))
 				time.AfterFunc(time.Millisecond, func() {
 					waited.Add(int64(b.c.Waiting()))
-					assert.NoError(t, b.c.Update(&limit.ConcurrencyConfig{Queue: 100}))
+					assert.NoError(t, b.c.Update(&limit.ConcurrencyConfig{Queue: 100, MaxWait: -1}))
 				})
 			}
 			return b
