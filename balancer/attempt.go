@@ -86,19 +86,20 @@ func (b *Balancer) leaseFor(ctx context.Context, c *Call, frame *call.Frame, l *
 			return err
 		}
 		n := l.node
-		elsewhere := !frame.Elsewhere() || !first && !c.avoids(n)
-		if elsewhere && (tries == 2 || !n.hasLeft()) {
+		// There is no other node, or the attempt that this one is to hedge has not got
+		// one yet.
+		refused := frame.Elsewhere() && (first || c.avoids(n))
+		if !refused && (tries >= 2 || !n.hasLeft()) && frame.Claim(n) {
 			return nil
 		}
 		l.Done(c.Now, outcome.Outcome{Class: outcome.Neutral})
 		*l = Lease{}
-		if !elsewhere {
-			// There is no other node, or the attempt that this one is to hedge has not
-			// got one yet.
+		if refused {
 			return &Error{Service: b.service, Err: ErrNoOther}
 		}
-		// It has left since it was picked, and its connections may be closed. From
-		// here on a node that leaves sees the lease and waits for it.
+		// It has left since it was picked, and its connections may be closed: from here
+		// on a node that leaves sees the lease and waits for it. Or another hedge of the
+		// call has chosen it at the same time.
 		c.Avoid = append(slices.Clip(c.Avoid), n)
 	}
 }

@@ -52,6 +52,31 @@ func TestAttemptGoesElsewhereAndIsNotedInItsFrame(t *testing.T) {
 	require.Zero(t, b.InFlight())
 }
 
+// Hedges that choose their nodes at the same time, before any of them is sent.
+func TestHedgesOfOneCallGoToDifferentNodes(t *testing.T) {
+	b := newStatic(t, 4, nil)
+	for range 50 {
+		f := newFrame()
+		attempts := make([]balancer.Attempt, 4)
+		require.ErrorIs(t, b.Begin(t.Context(), f.Beside(true), &balancer.Call{}, &attempts[0]), balancer.ErrNoOther,
+			"nor where the attempt may go that has not got a node yet")
+		require.NoError(t, b.Begin(t.Context(), f, &balancer.Call{}, &attempts[0]))
+		attempts[0].Send(time.Time{})
+		used := map[*balancer.Node]bool{attempts[0].Node(): true}
+		for i := range attempts[1:] {
+			a := &attempts[1+i]
+			require.NoError(t, b.Begin(t.Context(), f.Beside(true), &balancer.Call{}, a))
+			require.False(t, used[a.Node()])
+			used[a.Node()] = true
+		}
+		require.ErrorIs(t, b.Begin(t.Context(), f.Beside(true), &balancer.Call{}, new(balancer.Attempt)), balancer.ErrNoOther)
+		for i := range attempts {
+			attempts[i].Done(time.Time{}, success)
+		}
+		require.Zero(t, b.InFlight())
+	}
+}
+
 func TestAttemptThatIsPassedOverIsARefusal(t *testing.T) {
 	b := newStatic(t, 2, nil)
 	f := newFrame()

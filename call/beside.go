@@ -1,5 +1,7 @@
 package call
 
+import "slices"
+
 // Lend prepares f for a frame that may be put beside it by another goroutine
 // ([Frame.Beside]) while f's own is busy with an attempt. Whoever calls it, on f's
 // goroutine, calls [Frame.Reclaim] there if no such frame was made.
@@ -55,6 +57,23 @@ func (f *Frame) Apart() *Frame {
 // Elsewhere reports whether the attempt must go to a node that the call has not
 // tried, or be refused.
 func (f *Frame) Elsewhere() bool { return f != nil && f.elsewhere }
+
+// Claim reports whether the attempt may go to a node, by its identity: always, but
+// for one that must go [Frame.Elsewhere]. That may if it is the first of those to
+// claim the node, and no attempt of the call has been sent there.
+func (f *Frame) Claim(node any) bool {
+	if !f.Elsewhere() {
+		return true
+	}
+	f = f.call()
+	f.lock()
+	defer f.unlock()
+	if f.tried(node) || slices.Contains(f.claimed, node) {
+		return false
+	}
+	f.claimed = append(f.claimed, node)
+	return true
+}
 
 // Adopt makes the answer of a frame beside f that of f: see [Frame.Outcome]. Both
 // attempts are over. What refused the attempt of one that is [Frame.Apart] is f's

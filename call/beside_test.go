@@ -37,6 +37,22 @@ func TestFrameBesideKnowsWhatIsKnownOfTheCall(t *testing.T) {
 	require.False(t, f.Beside(false).Elsewhere())
 }
 
+func TestNodeIsClaimedOnce(t *testing.T) {
+	f, _ := push(t)
+	one, two, three := new(int), new(int), new(int)
+	f.Send(start, one, "s1", "10.0.0.1:80")
+	hedge, other := f.Beside(true), f.Beside(true)
+	require.False(t, hedge.Claim(one), "the call has tried it")
+	require.True(t, hedge.Claim(two))
+	require.False(t, other.Claim(two))
+	require.True(t, other.Claim(three))
+	for _, anywhere := range []*call.Frame{nil, f, f.Beside(false)} {
+		require.True(t, anywhere.Claim(one))
+		require.True(t, anywhere.Claim(one))
+	}
+	require.False(t, f.Tried(two), "nothing was sent there")
+}
+
 func TestFramesBesideEachOtherShareNodesAndLogButNotAnswers(t *testing.T) {
 	f, log := push(t)
 	f.Lend()

@@ -81,7 +81,8 @@ type Frame struct {
 	shared         bool // others may look: a context carries it, or a log
 	lent           bool // shared only as long as there may be a frame beside it
 	elsewhere      bool
-	young          bool // nothing has taken time since info.Start
+	claimed        []any // nodes: by frames beside it that must go elsewhere
+	young          bool  // nothing has taken time since info.Start
 
 	answer  any
 	outcome outcome.Outcome
@@ -356,6 +357,11 @@ func (f *Frame) Tried(node any) bool {
 	f = f.call()
 	f.lock()
 	defer f.unlock()
+	return f.tried(node)
+}
+
+// tried is Tried for whoever holds the lock of the call's own frame.
+func (f *Frame) tried(node any) bool {
 	for i := range f.attempts {
 		if f.attempts[i].key == node {
 			return true
