@@ -74,7 +74,11 @@ func (h *held) wait(ctx context.Context) {
 	if h == nil || h.done == nil {
 		return
 	}
-	timer := time.NewTimer(time.Until(h.until))
+	patience := time.Until(h.until)
+	if patience <= 0 {
+		return
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-h.done:
