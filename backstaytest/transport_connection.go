@@ -108,7 +108,9 @@ func (t *trial) reuses(what string, s *Server, round func()) {
 func connectionShared(t *trial) {
 	const late = 2 // dialed for the requests before, see reuses
 	t.over([]Protocol{HTTP2, H2C}, func(w http.ResponseWriter, r *http.Request) {
-		<-time.After(20 * time.Millisecond) // so that they are under way at the same time
+		timer := time.NewTimer(20 * time.Millisecond) // so that they are under way at the same time
+		defer timer.Stop()
+		<-timer.C
 		answerOK(w, r)
 	}, func(t *trial, s *Server, rt http.RoundTripper) {
 		get := func() { t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil)) }
