@@ -52,20 +52,26 @@ func allReady(t *testing.T, f *backends, conn grpc.ClientConnInterface) {
 	}, "all are connected to")
 }
 
-// evenly makes as many calls as the servers' shares add up to, each of which must be
-// met. Not at once: the last picker that the connections were news for, and which
-// begins anew, may come a moment after the one that all of them were ready for.
+// evenly makes rounds of as many calls as the servers' shares add up to, each of which
+// must be met: ten times in a row, for once is what chance would do, too. Not at once:
+// the last picker that the connections were news for, and which begins anew, may come
+// a moment after the one that all of them were ready for.
 func evenly(t *testing.T, f *backends, conn grpc.ClientConnInterface, shares ...int64) {
 	t.Helper()
 	soon(t, func() bool {
-		before := f.calls()
-		for i, share := range shares {
-			before[i] += share
-			for range share {
-				require.NoError(t, ask(within(t), conn))
+		for range 10 {
+			before := f.calls()
+			for i, share := range shares {
+				before[i] += share
+				for range share {
+					require.NoError(t, ask(within(t), conn))
+				}
+			}
+			if !slices.Equal(before, f.calls()) {
+				return false
 			}
 		}
-		return slices.Equal(before, f.calls())
+		return true
 	}, "each server has its share")
 }
 

@@ -61,14 +61,15 @@ func (s *Server) listen() (net.Listener, error) {
 	if s.network != nil {
 		return s.network.Listen(s.Addr)
 	}
-	addr := cmp.Or(s.Addr, "127.0.0.1:0")
+	own := cmp.Or(s.Addr, "127.0.0.1:0")
+	addr := own
 	if s.Addr == "" {
-		addr = s.hold(addr)
+		addr = s.hold(own)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil && s.release != nil { // a system where nobody listens beside who holds
 		s.letGo()
-		l, err = net.Listen("tcp", addr)
+		l, err = net.Listen("tcp", own)
 	}
 	return l, err
 }

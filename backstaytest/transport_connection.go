@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 )
 
 func connectionChecks() []check {
@@ -101,22 +102,35 @@ func (t *trial) reuses(what string, s *Server, round func()) {
 	t.Errorf("the numbers of new connections that rounds of %s made are %v, want none in one of them", what, dialed)
 }
 
+// connectionShared counts the connections that requests at the same time make once
+// there is one, and once only: who gives each request a connection of its own makes
+// none in a second round.
 func connectionShared(t *trial) {
-	t.over([]Protocol{HTTP2, H2C}, answerOK, func(t *trial, s *Server, rt http.RoundTripper) {
-		t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil)) // makes the connection
-		t.reuses("requests at the same time", s, func() {
-			t.together(8, func(int) error {
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL(), nil)
-				if err != nil {
-					return err
-				}
-				resp, err := rt.RoundTrip(req)
-				if err != nil {
-					return err
-				}
-				_, err = io.Copy(io.Discard, resp.Body)
-				return errors.Join(err, resp.Body.Close())
-			})
+	const late = 2 // dialed for the requests before, see reuses
+	t.over([]Protocol{HTTP2, H2C}, func(w http.ResponseWriter, r *http.Request) {
+		timer := time.NewTimer(20 * time.Millisecond) // so that they are under way at the same time
+		defer timer.Stop()
+		<-timer.C
+		answerOK(w, r)
+	}, func(t *trial, s *Server, rt http.RoundTripper) {
+		get := func() { t.text(rt, t.request(t.Context(), http.MethodGet, s.URL(), nil)) }
+		get() // makes the connection
+		t.reuses("requests one after the other", s, get)
+		before := s.Stats().Connections
+		t.together(8, func(int) error {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL(), nil)
+			if err != nil {
+				return err
+			}
+			resp, err := rt.RoundTrip(req)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, resp.Body)
+			return errors.Join(err, resp.Body.Close())
 		})
+		if n := s.Stats().Connections - before; n > late {
+			t.Errorf("8 requests at the same time made %d new connections, want none", n)
+		}
 	})
 }

@@ -59,20 +59,27 @@ func (f *Frame) Apart() *Frame {
 func (f *Frame) Elsewhere() bool { return f != nil && f.elsewhere }
 
 // Claim reports whether the attempt may go to a node, by its identity: always, but
-// for one that must go [Frame.Elsewhere]. That may if it is the first of those to
-// claim the node, and no attempt of the call has been sent there.
+// for one that must go [Frame.Elsewhere]. That may unless an attempt of the call has
+// been sent there, or another one like it claims the node. It claims the node that it
+// has asked for last: who passes a node over leaves it to the others.
 func (f *Frame) Claim(node any) bool {
 	if !f.Elsewhere() {
 		return true
 	}
-	f = f.call()
-	f.lock()
-	defer f.unlock()
-	if f.tried(node) || slices.Contains(f.claimed, node) {
+	of := f.call()
+	of.lock()
+	defer of.unlock()
+	if of.tried(node) || slices.ContainsFunc(of.claims, func(c claim) bool { return c.node == node && c.by != f }) {
 		return false
 	}
-	f.claimed = append(f.claimed, node)
+	of.claims = append(slices.DeleteFunc(of.claims, func(c claim) bool { return c.by == f }), claim{node, f})
 	return true
+}
+
+// claim is a node that a frame has chosen, and not been sent to yet.
+type claim struct {
+	node any
+	by   *Frame
 }
 
 // Adopt makes the answer of a frame beside f that of f: see [Frame.Outcome]. Both

@@ -51,6 +51,10 @@ func TestNodeIsClaimedOnce(t *testing.T) {
 		require.True(t, anywhere.Claim(one))
 	}
 	require.False(t, f.Tried(two), "nothing was sent there")
+	require.True(t, hedge.Claim(two), "it is its own")
+	require.False(t, hedge.Claim(three))
+	require.True(t, hedge.Claim(new(int)))
+	require.True(t, other.Claim(two), "it has been passed over")
 }
 
 func TestFramesBesideEachOtherShareNodesAndLogButNotAnswers(t *testing.T) {

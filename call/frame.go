@@ -81,8 +81,8 @@ type Frame struct {
 	shared         bool // others may look: a context carries it, or a log
 	lent           bool // shared only as long as there may be a frame beside it
 	elsewhere      bool
-	claimed        []any // nodes: by frames beside it that must go elsewhere
-	young          bool  // nothing has taken time since info.Start
+	claims         []claim // of frames beside it that must go elsewhere
+	young          bool    // nothing has taken time since info.Start
 
 	answer  any
 	outcome outcome.Outcome

@@ -31,8 +31,9 @@ type RateConfig struct {
 	// its context lasts. 1ns lets none wait where 0 would inherit another value.
 	// Default: 0, none waits.
 	MaxWait time.Duration `json:"maxWait,omitempty"`
-	// AsDeadline is On to make the refusal of a call whose context would end
-	// before its turn match context.DeadlineExceeded besides ErrLimited.
+	// AsDeadline is On to make the refusal of a call whose turn would not come
+	// before its context's deadline match context.DeadlineExceeded besides
+	// ErrLimited.
 	// Default: Off.
 	AsDeadline Switch `json:"asDeadline,omitempty"`
 }
