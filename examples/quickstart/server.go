@@ -61,8 +61,9 @@ func (s *server) start() error {
 	return nil
 }
 
-// hold connects a listener to itself: nobody else gets its port as long as that
-// stands, whether or not anybody listens.
+// hold connects a listener to itself. As long as that connection stands, which is to
+// the end of the program, nobody else is given the port of a server that is dead for a
+// while, and its calls with it.
 func hold(l net.Listener) ([]net.Conn, error) {
 	out, err := new(net.Dialer).DialContext(context.Background(), "tcp", l.Addr().String())
 	if err != nil {

@@ -41,8 +41,9 @@ func startServers(ctx context.Context, names ...string) ([]*server, error) {
 	return servers, nil
 }
 
-// hold connects a listener to itself: nobody else gets its port as long as that
-// stands, whether or not anybody listens.
+// hold connects a listener to itself. As long as that connection stands, which is to
+// the end of the program, nobody else is given the port of a server that is dead for a
+// while, and its calls with it.
 func hold(ctx context.Context, l net.Listener) ([]net.Conn, error) {
 	out, err := new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
 	if err != nil {
