@@ -52,21 +52,6 @@ func TestConnectionsBufferWhatIsWrittenBeforeAClose(t *testing.T) {
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
-// Who waits at the end that is reset closes it as soon as it knows, as a server does
-// whose handler has found its connection gone.
-func TestConnectionsThatAreResetHaveNoGoodEndForThePeer(t *testing.T) {
-	for range 2000 {
-		client, server := connect(t)
-		go func() {
-			_, _ = server.Read(make([]byte, 1))
-			_ = server.Close()
-		}()
-		go server.(interface{ Reset() }).Reset()
-		_, err := client.Read(make([]byte, 1))
-		require.ErrorIs(t, err, syscall.ECONNRESET)
-	}
-}
-
 func TestConnectionsCloseHalfway(t *testing.T) {
 	client, server := connect(t)
 	half, ok := client.(interface{ CloseWrite() error })
