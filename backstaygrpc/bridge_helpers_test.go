@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -103,15 +104,23 @@ func (b *backend) count() error {
 	return nil
 }
 
-func (b *backend) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+func (b *backend) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if aside(info.FullMethod) {
+		return next(ctx, req)
+	}
 	if err := b.count(); err != nil {
 		return nil, err
 	}
 	return next(ctx, req)
 }
 
+// aside reports whether a method is of gRPC's own services, such as health checks.
+func aside(method string) bool {
+	return strings.HasPrefix(method, "/grpc.") && !strings.HasPrefix(method, "/grpc.testing.") || strings.HasPrefix(method, "/xds.")
+}
+
 func (b *backend) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if info.FullMethod[:6] == "/grpc." && info.FullMethod[:14] != "/grpc.testing." || info.FullMethod[:5] == "/xds." {
+	if aside(info.FullMethod) {
 		return next(srv, ss)
 	}
 	if err := b.count(); err != nil {
