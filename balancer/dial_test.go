@@ -103,7 +103,7 @@ func (e *lineServer) kill() {
 // overTCP returns a balancer, ready.
 func overTCP(t testing.TB, cfg balancer.Config, list ...discovery.Endpoint) *balancer.Balancer {
 	t.Helper()
-	b, err := balancer.New("orders", discovery.Static(list...), atLeisure(cfg))
+	b, err := balancer.New("orders", discovery.Static(list...), unhurried(cfg))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	require.NoError(t, b.Ready(t.Context()))

@@ -359,7 +359,7 @@ func TestPlainAndSecureCallsOfOneServiceAndConnectionsAhead(t *testing.T) {
 			}
 			return new(net.Dialer).DialContext(ctx, network, target.Listener.Addr().String())
 		}
-		b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: "example.com"}), atLeisure(balancer.Config{Conns: balancer.ConnConfig{Min: 2}}))
+		b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: "example.com"}), unhurried(balancer.Config{Conns: balancer.ConnConfig{Min: 2}}))
 		require.NoError(t, err)
 		rt := b.Layer(template)
 		urls := []string{"http://example.com:80/", "https://example.com:443/"}
@@ -393,7 +393,7 @@ func TestCloseAndRenewalWhileTheFirstSecureCallsAreMade(t *testing.T) {
 	addr := server.Listener.Addr().String()
 	for range 20 {
 		f := newFeed(discovery.Endpoint{ID: "a", Addr: addr, ServerName: "example.com"})
-		b, err := balancer.New("orders", f, atLeisure(balancer.Config{}))
+		b, err := balancer.New("orders", f, unhurried(balancer.Config{}))
 		require.NoError(t, err)
 		require.NoError(t, b.Ready(t.Context()))
 		rt := b.Layer(server.Client().Transport)

@@ -248,7 +248,7 @@ func TestPostThatGoAwayDeclinesIsSentAgainOverAnotherClientConn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			backstaytest.CheckLeaks(t)
 			addr, seen := goAways(t, test.last, 2)
-			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
+			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), unhurried(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(&http.Transport{})
@@ -270,7 +270,7 @@ func TestPostThatGoAwayDeclinesIsSentAgainOverAnotherClientConn(t *testing.T) {
 func TestServerThatAlwaysSaysGoAwayIsNotAskedForEver(t *testing.T) {
 	backstaytest.CheckLeaks(t)
 	addr, seen := goAways(t, 0, 1<<30)
-	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
+	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), unhurried(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	_, err = getFrom(t, b.Layer(&http.Transport{}), "http://orders/")
@@ -314,7 +314,7 @@ func TestClientConnsAreNotGivenMoreStreamsThanTheServerAllows(t *testing.T) {
 	require.NoError(t, err)
 	go func() { _ = server.Serve(listener) }()
 	defer server.Close()
-	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: listener.Addr().String()}), atLeisure(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
+	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: listener.Addr().String()}), unhurried(balancer.Config{H2C: true, Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{})
@@ -495,7 +495,7 @@ func TestClientConnThatEndsUnderACallIsReplacedWhereNetHTTPWould(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr, requests := hangsUp(t)
-			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
+			b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: addr}), unhurried(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(&http.Transport{})
@@ -535,7 +535,7 @@ func TestClientConnsFollowTheirNodesAddress(t *testing.T) {
 	_, before := server("before")
 	_, after := server("after")
 	f := newFeed(discovery.Endpoint{ID: "a", Addr: before})
-	b, err := balancer.New("orders", f, atLeisure(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
+	b, err := balancer.New("orders", f, unhurried(balancer.Config{Conns: balancer.ConnConfig{ClientConns: balancer.On}}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{})

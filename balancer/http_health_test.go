@@ -34,7 +34,7 @@ func checkOnce(t *testing.T, h http.Handler, health balancer.HealthConfig, next 
 	health.Timeout = cmp.Or(health.Timeout, time.Minute)
 	health.UnhealthyInterval = 20 * time.Millisecond
 	b, err := balancer.New("orders:80", discovery.Static(discovery.Endpoint{ID: "a", Addr: server.Listener.Addr().String()}),
-		atLeisure(balancer.Config{Health: health, Observer: rec}))
+		unhurried(balancer.Config{Health: health, Observer: rec}))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	require.NoError(t, b.Ready(t.Context()))
@@ -245,7 +245,7 @@ func TestHTTPCheckIsNotMadeWhereNodesCannotBeToldApart(t *testing.T) {
 	defer server.Close()
 	addr := server.Listener.Addr().String()
 	health := balancer.HealthConfig{Path: "/healthz", Interval: 10 * time.Millisecond}
-	b, err := balancer.New(addr, discovery.Static(discovery.Endpoint{Addr: addr}), atLeisure(balancer.Config{Health: health}))
+	b, err := balancer.New(addr, discovery.Static(discovery.Endpoint{Addr: addr}), unhurried(balancer.Config{Health: health}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{DialTLSContext: new(net.Dialer).DialContext, DisableKeepAlives: true})

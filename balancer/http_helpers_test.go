@@ -32,7 +32,7 @@ func newCaller(t testing.TB, n int, fleet backstaytest.FleetConfig, cfg balancer
 	f := backstaytest.NewFleet(t, n, &fleet)
 	cfg.H2C = fleet.Protocol == backstaytest.H2C
 	if fleet.Network == nil {
-		cfg = unhurried(cfg)
+		cfg = *unhurried(cfg)
 	}
 	b, err := balancer.New(f.Service, f.Resolver(), &cfg)
 	require.NoError(t, err)
@@ -48,16 +48,10 @@ func newCaller(t testing.TB, n int, fleet backstaytest.FleetConfig, cfg balancer
 
 // unhurried gives what goes over real sockets the time that it needs on a machine
 // that is busy with something else.
-func unhurried(cfg balancer.Config) balancer.Config {
+func unhurried(cfg balancer.Config) *balancer.Config {
 	cfg.ConnectTimeout = cmp.Or(cfg.ConnectTimeout, time.Minute)
 	cfg.AttemptTimeout = cmp.Or(cfg.AttemptTimeout, time.Minute)
 	cfg.Health.Timeout = cmp.Or(cfg.Health.Timeout, time.Minute)
-	return cfg
-}
-
-// atLeisure is unhurried, for New.
-func atLeisure(cfg balancer.Config) *balancer.Config {
-	cfg = unhurried(cfg)
 	return &cfg
 }
 

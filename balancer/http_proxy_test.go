@@ -77,7 +77,7 @@ func TestProxyOfTheTemplateIsUsed(t *testing.T) {
 			u, err := url.Parse(p.URL)
 			require.NoError(t, err)
 			template.Proxy = http.ProxyURL(u)
-			b, err := balancer.New(fleet.Service, newFeed(), atLeisure(balancer.Config{})) // no nodes are known, and none are needed
+			b, err := balancer.New(fleet.Service, newFeed(), unhurried(balancer.Config{})) // no nodes are known, and none are needed
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(template)
@@ -114,7 +114,7 @@ func TestProxyIsAskedForEachRequest(t *testing.T) {
 		}
 		return nil, nil
 	}
-	b, err := balancer.New(fleet.Service, fleet.Resolver(), atLeisure(balancer.Config{}))
+	b, err := balancer.New(fleet.Service, fleet.Resolver(), unhurried(balancer.Config{}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(template)
@@ -141,7 +141,7 @@ func TestHostsThatNeedNoProxyGoToNodes(t *testing.T) {
 	proxyOf := (&httpproxy.Config{HTTPProxy: p.URL, NoProxy: "orders.test,.internal"}).ProxyFunc()
 	template := fleet.Transport()
 	template.Proxy = func(req *http.Request) (*url.URL, error) { return proxyOf(req.URL) }
-	b, err := balancer.New(fleet.Service, fleet.Resolver(), atLeisure(balancer.Config{}))
+	b, err := balancer.New(fleet.Service, fleet.Resolver(), unhurried(balancer.Config{}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(template)
@@ -156,7 +156,7 @@ func TestHostsThatNeedNoProxyGoToNodes(t *testing.T) {
 // The environment is read once in a process, so this one starts another.
 func TestProxyOfTheEnvironment(t *testing.T) {
 	if service := os.Getenv("BALANCER_TEST_PROXIED"); service != "" {
-		b, err := balancer.New("orders.test", discovery.Static(discovery.Endpoint{Addr: service}), atLeisure(balancer.Config{}))
+		b, err := balancer.New("orders.test", discovery.Static(discovery.Endpoint{Addr: service}), unhurried(balancer.Config{}))
 		require.NoError(t, err)
 		defer b.Close()
 		rt := b.Layer(nil)

@@ -47,7 +47,7 @@ func TestStreamsBeyondTheServersLimitGoOverFurtherConnections(t *testing.T) {
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { require.NoError(t, server.Close()) })
 
-	b, err := balancer.New("orders", discovery.Static(discovery.Addrs(listener.Addr().String())...), atLeisure(balancer.Config{H2C: true}))
+	b, err := balancer.New("orders", discovery.Static(discovery.Addrs(listener.Addr().String())...), unhurried(balancer.Config{H2C: true}))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	client := &http.Client{Transport: b.Layer(new(http.Transport)), Timeout: 20 * time.Second}

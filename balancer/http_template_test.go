@@ -96,7 +96,7 @@ func TestProtocolIsTheTemplates(t *testing.T) {
 
 			for _, ahead := range []int{0, 2} {
 				cfg := balancer.Config{Conns: balancer.ConnConfig{Min: ahead}}
-				b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: server.Listener.Addr().String()}), atLeisure(cfg))
+				b, err := balancer.New("example.com", discovery.Static(discovery.Endpoint{Addr: server.Listener.Addr().String()}), unhurried(cfg))
 				require.NoError(t, err)
 				defer b.Close()
 				rt := b.Layer(c.template())
@@ -189,7 +189,7 @@ func TestServerNameOfTheEndpoint(t *testing.T) {
 			for _, name := range []string{"", fleet.Service} {
 				e := fleet.Server(0).Endpoint()
 				e.ServerName = name
-				b, err := balancer.New("other", discovery.Static(e), atLeisure(balancer.Config{}))
+				b, err := balancer.New("other", discovery.Static(e), unhurried(balancer.Config{}))
 				require.NoError(t, err)
 				template := fleet.Transport()
 				resp, err := getFrom(t, b.Layer(template), "https://other/")
@@ -234,7 +234,7 @@ func TestTemplateIsLeftAlone(t *testing.T) {
 				}
 			}
 			before := look()
-			b, err := balancer.New(fleet.Service, fleet.Resolver(), atLeisure(balancer.Config{}))
+			b, err := balancer.New(fleet.Service, fleet.Resolver(), unhurried(balancer.Config{}))
 			require.NoError(t, err)
 			defer b.Close()
 			rt := b.Layer(next)
@@ -315,7 +315,7 @@ func TestOpaqueTemplatesMakeTheServiceOneNode(t *testing.T) {
 				if !c.opaque {
 					r = discovery.Static(discovery.Endpoint{Addr: plain.Listener.Addr().String()})
 				}
-				b, err := balancer.New("orders", r, atLeisure(balancer.Config{OnDemand: onDemand, Breaker: exact(balancer.Config{}).Breaker}))
+				b, err := balancer.New("orders", r, unhurried(balancer.Config{OnDemand: onDemand, Breaker: exact(balancer.Config{}).Breaker}))
 				require.NoError(t, err)
 				defer b.Close()
 				template := c.template()

@@ -307,7 +307,7 @@ func TestUnixSockets(t *testing.T) {
 	server := &http.Server{Handler: echo}
 	go func() { _ = server.Serve(listener) }()
 	defer server.Close()
-	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: "unix:" + path}), atLeisure(balancer.Config{}))
+	b, err := balancer.New("orders", discovery.Static(discovery.Endpoint{Addr: "unix:" + path}), unhurried(balancer.Config{}))
 	require.NoError(t, err)
 	defer b.Close()
 	resp, err := getFrom(t, b.Layer(new(http.Transport)), "http://orders/x")

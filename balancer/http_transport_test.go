@@ -37,7 +37,7 @@ func (h *byHost) layer(req *http.Request) http.RoundTripper {
 	if rt := h.layers[host]; rt != nil {
 		return rt
 	}
-	b, err := balancer.New(host, discovery.Static(discovery.Endpoint{Addr: host}), atLeisure(h.cfg))
+	b, err := balancer.New(host, discovery.Static(discovery.Endpoint{Addr: host}), unhurried(h.cfg))
 	require.NoError(h.t, err)
 	h.all = append(h.all, b)
 	rt := b.Layer(h.next)

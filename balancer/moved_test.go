@@ -51,7 +51,7 @@ func TestNodeThatMovesIsCalledAtItsNewAddressOnly(t *testing.T) {
 		return discovery.Endpoint{ID: "pod", Addr: s.Listener.Addr().String()}
 	}
 	f := newFeed(at(one))
-	b, err := balancer.New("orders", f, atLeisure(balancer.Config{}))
+	b, err := balancer.New("orders", f, unhurried(balancer.Config{}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(&http.Transport{})
@@ -86,7 +86,7 @@ func TestNodesNewNameIsTheOneThatItsCertificateIsCheckedFor(t *testing.T) {
 		return discovery.Endpoint{ID: "pod", Addr: server.Listener.Addr().String(), ServerName: name}
 	}
 	f := newFeed(named("wrong.test"))
-	b, err := balancer.New("orders", f, atLeisure(balancer.Config{}))
+	b, err := balancer.New("orders", f, unhurried(balancer.Config{}))
 	require.NoError(t, err)
 	defer b.Close()
 	rt := b.Layer(template)
