@@ -33,7 +33,9 @@ func (m *clientConn) failed(req *http.Request, body *trackedBody, err error, use
 	// The two are the same if the connection ended before the first byte of an
 	// answer. They are not if the answer was bad, or if it was we who closed it.
 	lost := same(m.cc.Err(), err) && !isTimeout(err)
-	unsent = unwritten || silent && lost
+	// After a write that failed net/http may tell of the read that this has ended.
+	end, broken := errors.AsType[*net.OpError](m.cc.Err())
+	unsent = unwritten || silent && (lost || broken && end.Op == "write" && errors.Is(err, net.ErrClosed))
 	if inner := errors.Unwrap(m.cc.Err()); lost && inner != nil {
 		err = inner // as net/http has it
 	}
