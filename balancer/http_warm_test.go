@@ -119,6 +119,7 @@ func TestLostConnectionsAreMadeAgain(t *testing.T) {
 	virtually(t, 1, nil, balancer.Config{Conns: balancer.ConnConfig{Min: 3}}, func(t *testing.T, c *caller) {
 		server := c.fleet.Server(0)
 		c.fetch("/")
+		time.Sleep(2 * time.Second) // it may make a pause of 1 s between two
 		synctest.Wait()
 		require.Equal(t, 3, server.Stats().OpenConnections)
 		for range 5 {
